@@ -1,0 +1,139 @@
+package sys
+
+import (
+	"errors"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxSendfile   = 0x7ffff000 // the most that the kernel moves in one call
+	resolveCached = 0x20       // RESOLVE_CACHED, which x/sys does not have
+)
+
+// ReadFile reads from a file at off, whatever its own position. It returns 0 and no
+// error at the end of the file. It may sleep.
+func ReadFile(fd int, p []byte, off int64) (n int, err error) {
+	err = retry(func() (err error) {
+		n, err = unix.Pread(fd, p, off)
+		return err
+	})
+	if err != nil {
+		return 0, failed("pread", err)
+	}
+	return n, nil
+}
+
+// Sendfile moves up to n bytes of the file in, from off on, to the socket out. It
+// returns 0 and no error at the end of the file. It may sleep until the file has
+// been read, unless [Cached] has just said otherwise.
+func Sendfile(out, in int, off int64, n int) (int, error) {
+	if n < 0 {
+		return 0, failed("sendfile", unix.EINVAL)
+	}
+	n = min(n, maxSendfile)
+	raceRelease()
+	for {
+		at := off
+		sent, err := unix.Sendfile(out, in, &at, n)
+		switch err {
+		case nil:
+			return sent, nil
+		case unix.EINTR:
+		default:
+			return 0, failed("sendfile", err)
+		}
+	}
+}
+
+// Cached reports whether the byte of the file at off is in memory, so that reading
+// it does not sleep. An offset at or after the end counts as cached. When it is not
+// known the answer is no.
+func Cached(fd int, off int64) (bool, error) {
+	var b [1]byte
+	part := Iovec{Base: &b[0]}
+	part.SetLen(1)
+	for {
+		// The offset comes in two halves of a long; of a 64-bit one the second is 0.
+		low, high := uintptr(off), uintptr(uint64(off)>>(unix.SizeofLong*8-1)>>1)
+		_, _, e := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&part)), 1, low, high, unix.RWF_NOWAIT)
+		switch e {
+		case 0:
+			return true, nil
+		case unix.EINTR:
+		case unix.EAGAIN, unix.ENOSYS, unix.EPERM:
+			return false, nil
+		case unix.EOPNOTSUPP:
+			return inMemory(fd), nil
+		default:
+			return false, fail("preadv2", e)
+		}
+	}
+}
+
+// inMemory reports whether fd is a file of a file system that has no disk. Those
+// do not take RWF_NOWAIT, and neither do some that are slow, such as FUSE.
+func inMemory(fd int) bool {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false
+	}
+	switch int64(st.Type) {
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC & 0xffffffff:
+		return true
+	}
+	return false
+}
+
+// OpenDir opens a directory to be the root of [OpenBeneath]. Nothing can be read
+// from the descriptor.
+func OpenDir(path string) (fd int, err error) {
+	err = retry(func() (err error) {
+		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return -1, failed("open", err)
+	}
+	return fd, nil
+}
+
+// OpenBeneath opens a file for reading, never one outside of the directory dirfd:
+// the kernel refuses, with EXDEV, a path that is absolute, leads up and out, or
+// goes through a symbolic link that does.
+//
+// It does not wait for the other end of a FIFO, and a terminal does not become the
+// controlling one; what kind of file it is remains for the caller to see. With
+// cachedOnly it does not read directories from a disk but returns [ErrAgain] where
+// it would have to. Without, it may sleep.
+func OpenBeneath(dirfd int, path string, cachedOnly bool) (int, error) {
+	features := Features()
+	if !features.Openat2 {
+		return -1, errors.ErrUnsupported
+	}
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_LARGEFILE,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if cachedOnly {
+		if !features.ResolveCached {
+			return -1, ErrAgain
+		}
+		how.Resolve |= resolveCached
+	}
+	// EAGAIN also says that the tree was renamed while the kernel followed "..",
+	// which is worth another try, and that somebody holds a lease on the file.
+	for tries := 0; ; {
+		fd, err := unix.Openat2(dirfd, path, &how)
+		switch {
+		case err == nil:
+			return fd, nil
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && !cachedOnly && tries < 8:
+			tries++
+		default:
+			return -1, failed("openat2", err)
+		}
+	}
+}
