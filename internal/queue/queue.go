@@ -22,6 +22,8 @@ type MPSC[T any] struct {
 	mu sync.Mutex
 	in []T // guarded by mu
 
+	closed bool // guarded by mu
+
 	out []T // consumer only: the batch it was given last
 }
 
@@ -36,6 +38,28 @@ func (q *MPSC[T]) Push(v T) (wasEmpty bool) {
 	q.in = append(q.in, v)
 	q.mu.Unlock()
 	return wasEmpty
+}
+
+// TryPush is Push for a queue that may be closed: it reports whether it took v.
+func (q *MPSC[T]) TryPush(v T) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false
+	}
+	q.in = append(q.in, v)
+	return true
+}
+
+// Close is PopAll for the last time: TryPush takes nothing from here on, so that
+// every element it has taken is in some batch.
+//
+// Consumer only.
+func (q *MPSC[T]) Close() []T {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	return q.PopAll()
 }
 
 // PopAll removes all elements and returns them, oldest first; nil when there are

@@ -1,0 +1,200 @@
+package eventloop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// GroupConfig configures a [Group]. The zero value is ready to use.
+type GroupConfig struct {
+	Loops   int           // number of loops; 0 means GOMAXPROCS, less is an error
+	Name    string        // begins the names of the loops; "" means "runnel"
+	Poller  string        // "auto", which "" means too, or "epoll"; anything else is an error
+	Offload OffloadConfig // its Logger is the group's if it has none
+	Logger  *zap.Logger   // nil discards
+}
+
+// Group is a fixed set of loops that start and end together, and the [Offload] for
+// what would block them.
+//
+// Concurrency: all methods are safe from any goroutine.
+type Group struct {
+	loops   []*Loop
+	offload *Offload
+	next    atomic.Uint32
+	stop    sync.Once
+	done    chan struct{}
+	shared  bool // made by Acquire
+}
+
+// NewGroup starts a group. Shutdown ends it.
+func NewGroup(cfg GroupConfig) (*Group, error) {
+	if cfg.Loops < 0 {
+		return nil, fmt.Errorf("eventloop: negative number of loops: %d", cfg.Loops)
+	}
+	n := cfg.Loops
+	if n == 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	name := cfg.Name
+	if name == "" {
+		name = "runnel"
+	}
+	if cfg.Offload.Logger == nil {
+		cfg.Offload.Logger = cfg.Logger
+	}
+	offload, err := NewOffload(cfg.Offload)
+	if err != nil {
+		return nil, err
+	}
+	if err := startRuntimePoller(); err != nil {
+		return nil, fmt.Errorf("eventloop: %w", err)
+	}
+	g := &Group{offload: offload, done: make(chan struct{})}
+	base := time.Now()
+	for i := range n {
+		l := newLoop(fmt.Sprintf("%s-%d", name, i), cfg.Logger, offload)
+		l.base = base
+		if l.poller, err = newPoller(cfg.Poller, &l.m.Counters); err != nil {
+			for _, l := range g.loops {
+				err = errors.Join(err, l.poller.close())
+			}
+			return nil, err
+		}
+		g.loops = append(g.loops, l)
+	}
+	for _, l := range g.loops {
+		go l.run()
+	}
+	return g, nil
+}
+
+// Loops returns the loops of the group, in the order in which Next hands them out.
+func (g *Group) Loops() []*Loop { return append([]*Loop(nil), g.loops...) }
+
+// Next returns the loop whose turn it is to get a channel: one after the other.
+func (g *Group) Next() *Loop {
+	return g.loops[int((g.next.Add(1)-1)%uint32(len(g.loops)))]
+}
+
+// Offload returns where the group's loops send what blocks.
+func (g *Group) Offload() *Offload { return g.offload }
+
+// Done returns a channel that is closed when the group has ended.
+func (g *Group) Done() <-chan struct{} { return g.done }
+
+// Shutdown ends the group and waits for it. Every registered handle is told to
+// close; once the Ops are over and the offloaded functions have returned, the loops
+// run what was brought to them and end. Then no goroutine, descriptor or buffer of
+// the group is left.
+//
+// It returns the cause of ctx if that ends first; the group still ends when it can.
+// On one of the goroutines it would wait for it returns [ErrWouldDeadlock], and the
+// group ends all the same.
+func (g *Group) Shutdown(ctx context.Context) error {
+	g.stop.Do(func() { go g.end() })
+	if mustNotWait() {
+		return ErrWouldDeadlock
+	}
+	select {
+	case <-g.done:
+		return nil
+	default:
+	}
+	select {
+	case <-g.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// end takes the group down, from the outside in: handles first, then the functions
+// whose results go to the loops, then the loops.
+func (g *Group) end() {
+	defer close(g.done)
+	closed := make([]chan struct{}, 0, len(g.loops))
+	for _, l := range g.loops {
+		closed = append(closed, l.closed)
+		_ = l.Submit(&closeAll{l: l})
+	}
+	for _, c := range closed {
+		<-c
+	}
+	if err := g.offload.Close(); err != nil {
+		g.offload.logger.Error("offload cannot be closed", zap.Error(err))
+	}
+	for _, l := range g.loops {
+		_ = l.Submit(endLoop{l})
+	}
+	for _, l := range g.loops {
+		<-l.done
+	}
+}
+
+// shared is the group that everybody gets who does not bring one.
+var shared struct {
+	mu    sync.Mutex
+	group *Group
+	refs  int
+}
+
+// Acquire returns the process's shared group, which the first call starts. Every
+// call needs a [Group.Release]. It fails when the group cannot be started.
+func Acquire() (*Group, error) {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.refs == 0 {
+		g, err := NewGroup(GroupConfig{})
+		if err != nil {
+			return nil, err
+		}
+		g.shared = true
+		shared.group = g
+	}
+	shared.refs++
+	return shared.group, nil
+}
+
+// Release gives back what Acquire returned. The last one ends the group and does
+// not wait for that, so that it may be called on the group's own loops; Done tells.
+// On a group made by NewGroup it does nothing.
+func (g *Group) Release() {
+	if !g.shared {
+		return
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.group != g || shared.refs == 0 {
+		panic("eventloop: Release without Acquire")
+	}
+	shared.refs--
+	if shared.refs == 0 {
+		shared.group = nil
+		g.stop.Do(func() { go g.end() })
+	}
+}
+
+// startRuntimePoller has the Go runtime open the descriptors of its own poller now.
+// It does so at the first timer otherwise, and the process dies if it is out of
+// descriptors then; here that is an error.
+func startRuntimePoller() error {
+	r, w, err := sys.Pipe()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(sys.Close(r), sys.Close(w)); err != nil {
+		return err
+	}
+	time.AfterFunc(time.Hour, func() {}).Stop()
+	return nil
+}

@@ -1,0 +1,625 @@
+package eventloop
+
+import (
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/goid"
+	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/internal/queue"
+)
+
+const (
+	// taskBudget and timerBudget bound what a turn runs before it looks at I/O
+	// again, taskTime does so for tasks that take long.
+	taskBudget  = 1024
+	timerBudget = 1024
+	taskTime    = int64(time.Millisecond)
+
+	// yieldTime is how long a loop with enough to do keeps its processor from the
+	// other goroutines.
+	yieldTime = int64(200 * time.Microsecond)
+
+	// clockEvery is the number of calls between two looks at the clock.
+	clockEvery = 16
+
+	// idleTime is how long a loop waits before it gives back memory it has kept for
+	// the next burst.
+	idleTime = int64(time.Second)
+
+	// endTurns bounds the turns in which an ending loop waits for its tasks to stop
+	// making new ones.
+	endTurns = 128
+
+	minOutcomes = 128 // of one poll; doubled when they do not suffice
+	maxOutcomes = 4096
+)
+
+// Task is work for a loop. A task that is made once and submitted often costs no
+// allocation, unlike most functions.
+type Task interface {
+	// Run does the work, on the loop.
+	Run()
+}
+
+// funcTask is a function as a Task.
+type funcTask func()
+
+func (f funcTask) Run() { f() }
+
+// lastLoop numbers the loops of the process.
+var lastLoop atomic.Int64
+
+// Loop runs I/O handlers, tasks and timers one at a time, on one goroutine. In each
+// turn it delivers I/O, runs tasks and then timers up to a budget, and at the end
+// what was asked for by AtTurnEnd; then it polls, and waits if there is nothing to
+// do.
+//
+// A panic in anything the loop calls is logged and counted, and the loop goes on;
+// runtime.Goexit makes it go on with a new goroutine.
+//
+// Ownership: a loop belongs to its [Group] or [Manual].
+//
+// Concurrency: all methods are safe from any goroutine but those that say "Loop
+// only".
+type Loop struct {
+	// Fixed.
+	id      int
+	name    string
+	logger  *zap.Logger
+	offload *Offload
+	base    time.Time // where the loop's clock begins
+	poller  poller
+	manual  *Manual       // nil for a loop with a goroutine of its own
+	closed  chan struct{} // closed when no registration and no Op is left, after closeAll
+	done    chan struct{} // closed when the loop has ended
+
+	// Any goroutine.
+	self    atomic.Uintptr // identity of the goroutine that runs the loop, else 0
+	tasks   queue.MPSC[Task]
+	sleep   atomic.Uint32
+	wakeups atomic.Uint64
+	timers  timers // all but timers.armed is loop-only
+
+	mu        sync.Mutex
+	published Metrics // guarded by mu
+
+	_ [64]byte // keeps what follows off the cache lines above
+
+	// Loop only.
+	now       int64 // clock of this turn
+	lastYield int64
+	idle      int64 // time spent waiting
+
+	// What a turn has got to; a turn that a panic interrupts goes on from here.
+	stage    stage
+	outcomes []outcome
+	ready    int // outcomes of this turn
+	readyAt  int // next one
+	batch    []Task
+	batchAt  int
+	taskEnd  int    // batchAt at which the budget of this turn is used up
+	taskFrom int64  // clock when the tasks of this turn began
+	timerSeq uint64 // timers placed later wait for the next turn
+	timerEnd uint64 // TimersFired at which the budget is used up
+
+	turnEnd     []Task // for the end of this turn
+	turnEndRun  []Task // being run
+	turnEndAt   int
+	turnEnds    uint64 // run since the start
+	notifyDepth int    // callbacks of promises on the stack
+
+	table     table
+	ops       int // under way
+	caches    []poolCache
+	trimmed   bool // caches hold nothing that could be given back
+	pollFails int  // in a row
+	m         Metrics
+
+	closing bool // takes no registrations
+	ending  int  // turns since it was told to end, 0 before
+	final   bool // the queue is closed; what it held is in batch
+}
+
+// stage is the part of a turn that comes next.
+type stage uint8
+
+const (
+	stagePoll stage = iota
+	stageIO
+	stageTasks
+	stageTimers
+	stageTurnEnd
+)
+
+// States of Loop.sleep. Who moves it from asleep to waking owes the poller a wake
+// and then moves it to awake; nobody else wakes it, and the loop does not wait again
+// nor end in between.
+const (
+	awake uint32 = iota
+	asleep
+	waking
+)
+
+// poolCache is the loop's cache of a pool.
+type poolCache struct {
+	pool  *buffer.Pool
+	cache *buffer.Cache
+}
+
+func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	l := &Loop{
+		id:       int(lastLoop.Add(1)),
+		name:     name,
+		logger:   logger,
+		offload:  offload,
+		closed:   make(chan struct{}),
+		done:     make(chan struct{}),
+		outcomes: make([]outcome, minOutcomes),
+		trimmed:  true,
+	}
+	return l
+}
+
+// ID returns a number that no other loop of the process has had.
+func (l *Loop) ID() int { return l.id }
+
+// Name returns the name of the loop: its group's and its number there.
+func (l *Loop) Name() string { return l.name }
+
+// Logger returns the logger of the loop's group, one that discards if it has none.
+func (l *Loop) Logger() *zap.Logger { return l.logger }
+
+// Offload returns where work that blocks goes.
+func (l *Loop) Offload() *Offload { return l.offload }
+
+// InLoop reports whether the running goroutine is the loop's.
+func (l *Loop) InLoop() bool { return l.self.Load() == goid.Current() }
+
+// Execute has f called on the loop, after everything that this goroutine has
+// brought there before. It returns [ErrLoopClosed], and f is not called, if the
+// loop has ended; otherwise f is called.
+func (l *Loop) Execute(f func()) error { return l.Submit(funcTask(f)) }
+
+// Submit is Execute for a [Task], which it does not allocate.
+func (l *Loop) Submit(t Task) error {
+	if !l.tasks.TryPush(t) {
+		return ErrLoopClosed
+	}
+	if l.sleep.Load() == asleep && l.sleep.CompareAndSwap(asleep, waking) {
+		l.wake()
+	}
+	return nil
+}
+
+// wake interrupts the poll. The caller has moved l.sleep to waking.
+func (l *Loop) wake() {
+	l.wakeups.Add(1)
+	err := l.poller.wake()
+	l.sleep.Store(awake)
+	if err != nil {
+		l.logger.Error("loop cannot be woken", zap.String("loop", l.name), zap.Error(err))
+		invariant.Check(false, "waking loop %s: %v", l.name, err)
+	}
+}
+
+// AtTurnEnd has t run once at the end of this turn. If the end of the turn has
+// begun, it runs at the end of the next one, and the poll before that does not
+// wait.
+//
+// Loop only.
+func (l *Loop) AtTurnEnd(t Task) {
+	invariant.OnLoop(l)
+	l.turnEnd = append(l.turnEnd, t)
+}
+
+// Now returns the time at which this turn began.
+//
+// Loop only.
+func (l *Loop) Now() time.Time { return l.base.Add(time.Duration(l.now)) }
+
+// clock returns the time since base, never 0.
+func (l *Loop) clock() int64 {
+	if l.manual != nil {
+		return l.manual.nanos.Load()
+	}
+	return int64(time.Since(l.base)) + 1
+}
+
+// Allocator returns what a handler on this loop allocates from to use a: for a
+// [buffer.Pool] the loop's cache of it, for nil that of [buffer.Default], otherwise
+// a itself.
+//
+// Loop only.
+func (l *Loop) Allocator(a buffer.Allocator) buffer.Allocator {
+	invariant.OnLoop(l)
+	pool, ok := a.(*buffer.Pool)
+	if a == nil {
+		pool, ok = buffer.Default(), true
+	}
+	if !ok {
+		return a
+	}
+	for i := range l.caches {
+		if l.caches[i].pool == pool {
+			return l.caches[i].cache
+		}
+	}
+	c := pool.NewCache()
+	c.Bind()
+	l.caches = append(l.caches, poolCache{pool, c})
+	return c
+}
+
+// bind makes the running goroutine the loop's.
+func (l *Loop) bind() {
+	id := goid.Current()
+	enterIdentity(id)
+	l.self.Store(id)
+	for i := range l.caches {
+		l.caches[i].cache.Bind()
+	}
+}
+
+// unbind undoes bind.
+func (l *Loop) unbind() {
+	for i := range l.caches {
+		l.caches[i].cache.Unbind()
+	}
+	leaveIdentity(l.self.Swap(0))
+}
+
+// run is the loop's goroutine.
+func (l *Loop) run() {
+	ended := false
+	defer func() {
+		l.unbind()
+		if ended {
+			close(l.done)
+			return
+		}
+		// runtime.Goexit cannot be stopped, so the loop moves on to another goroutine.
+		l.m.Restarts++
+		l.logger.Warn("runtime.Goexit on a loop; it goes on with a new goroutine",
+			zap.String("loop", l.name))
+		go l.run()
+	}()
+	debug.SetPanicOnFault(true)
+	l.bind()
+	l.notifyDepth = 0
+	for !l.drive() {
+	}
+	l.end()
+	ended = true
+}
+
+// drive runs turns until the loop is to end, and returns true, or until something
+// panics. The next call goes on with the rest of the turn.
+func (l *Loop) drive() (ended bool) {
+	defer func() {
+		if ended {
+			return
+		}
+		if v := recover(); v != nil {
+			l.panicked("loop", v)
+		}
+	}()
+	for {
+		l.turn()
+		if l.closing && l.mayEnd() {
+			return true
+		}
+	}
+}
+
+// panicked reports a recovered panic. It is called by the deferred function, so
+// that the stack still shows where it came from.
+func (l *Loop) panicked(where string, v any) {
+	l.m.Panics++
+	l.logger.Error("panic on a loop", zap.String("loop", l.name), zap.String("in", where),
+		zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+}
+
+// callback calls f, which somebody else must not suffer from.
+func (l *Loop) callback(f func(error), err error) {
+	if l.manual == nil {
+		defer func() {
+			if v := recover(); v != nil {
+				l.panicked("promise callback", v)
+			}
+		}()
+	}
+	f(err)
+}
+
+// turn does the rest of the current turn. All progress is recorded before anything
+// foreign is called.
+func (l *Loop) turn() {
+	switch l.stage {
+	case stagePoll:
+		l.poll()
+		l.m.Turns++
+		l.stage = stageIO
+		fallthrough
+	case stageIO:
+		l.runReady()
+		l.beginTasks()
+		l.stage = stageTasks
+		fallthrough
+	case stageTasks:
+		l.runTasks()
+		l.timerSeq = l.timers.seq
+		l.timerEnd = l.m.TimersFired + timerBudget
+		l.stage = stageTimers
+		fallthrough
+	case stageTimers:
+		l.runTimers()
+		l.turnEnd, l.turnEndRun = l.turnEndRun[:0], l.turnEnd
+		l.turnEndAt = 0
+		l.stage = stageTurnEnd
+		fallthrough
+	case stageTurnEnd:
+		l.runTurnEnd()
+		l.stage = stagePoll
+	}
+}
+
+// poll collects what is ready, and waits if there is nothing else to do.
+func (l *Loop) poll() {
+	if l.pending() {
+		l.collect(0)
+	} else if l.collect(0) == 0 && l.manual == nil {
+		// Whoever is about to give this loop work may only need the processor for it.
+		runtime.Gosched()
+		l.lastYield = l.clock()
+		if !l.pending() && l.collect(0) == 0 {
+			l.wait()
+		}
+	}
+	l.now = l.clock()
+	if l.now-l.lastYield >= yieldTime && l.manual == nil {
+		l.publish()
+		runtime.Gosched()
+		l.now = l.clock()
+		l.lastYield = l.now
+	}
+}
+
+// pending reports whether there is something to do besides I/O.
+func (l *Loop) pending() bool {
+	if len(l.turnEnd) > 0 || l.batchAt < len(l.batch) || l.tasks.Len() > 0 || l.ending > 0 {
+		return true
+	}
+	at := l.timers.next()
+	return at != 0 && at <= l.clock()
+}
+
+// collect polls for up to timeout and returns how much there is.
+func (l *Loop) collect(timeout time.Duration) int {
+	if l.ready == len(l.outcomes) && l.ready < maxOutcomes {
+		l.outcomes = make([]outcome, 2*len(l.outcomes))
+	}
+	n, err := l.poller.poll(l.outcomes, timeout)
+	l.ready, l.readyAt = n, 0
+	if err != nil {
+		l.pollFailed(err)
+	} else {
+		l.pollFails = 0
+	}
+	return n
+}
+
+// pollFailed keeps a loop whose poller is broken from spinning: tasks and timers go
+// on, slowly.
+func (l *Loop) pollFailed(err error) {
+	l.ready = 0
+	l.pollFails++
+	if l.pollFails == 1 {
+		l.logger.Error("poll failed", zap.String("loop", l.name), zap.Error(err))
+	}
+	invariant.Check(false, "poll of loop %s: %v", l.name, err)
+	time.Sleep(10 * time.Millisecond)
+}
+
+// wait polls until something happens.
+func (l *Loop) wait() {
+	from := l.clock()
+	timeout := time.Duration(-1)
+	if at := l.timers.next(); at != 0 {
+		timeout = time.Duration(max(at-from, 0))
+	}
+	trim := false
+	if !l.trimmed && (timeout < 0 || int64(timeout) > idleTime) {
+		trim, timeout = true, time.Duration(idleTime)
+	}
+	l.m.Blocks++
+	l.publish()
+	if !l.sleep.CompareAndSwap(awake, asleep) {
+		return // somebody is about to wake the loop: a wait now would miss it
+	}
+	if l.tasks.Len() > 0 {
+		l.sleep.CompareAndSwap(asleep, awake)
+		return
+	}
+	n := l.collect(timeout)
+	l.sleep.CompareAndSwap(asleep, awake)
+	l.lastYield = l.clock()
+	l.idle += l.lastYield - from
+	if n > 0 || l.tasks.Len() > 0 {
+		l.trimmed = len(l.caches) == 0
+	} else if trim {
+		for i := range l.caches {
+			l.caches[i].cache.Trim()
+		}
+		l.trimmed = true
+	}
+}
+
+// breathe yields if it is time to. It is called between calls of the same stage.
+func (l *Loop) breathe() (now int64) {
+	now = l.clock()
+	if now-l.lastYield >= yieldTime && l.manual == nil {
+		runtime.Gosched()
+		now = l.clock()
+		l.lastYield = now
+	}
+	return now
+}
+
+func (l *Loop) runReady() {
+	for l.readyAt < l.ready {
+		o := l.outcomes[l.readyAt]
+		l.readyAt++
+		if l.readyAt%clockEvery == 0 {
+			l.breathe()
+		}
+		if o.op != nil {
+			o.op.reg.opEnded(o.op)
+			continue
+		}
+		r := l.table.find(o.key)
+		if r == nil {
+			l.m.StaleEvents++
+			continue
+		}
+		// What was ready when the poll returned may not be wanted any more.
+		if ev := o.ev & (r.interest | unmaskable); ev != 0 && r.armed {
+			l.m.Events++
+			r.h.HandleIO(ev)
+		}
+	}
+}
+
+// beginTasks takes the tasks that are there now: those they make run in the next
+// turn.
+func (l *Loop) beginTasks() {
+	if l.batchAt == len(l.batch) && !l.final {
+		l.batch, l.batchAt = l.tasks.PopAll(), 0
+	}
+	l.taskEnd = min(len(l.batch), l.batchAt+taskBudget)
+	l.taskFrom = l.now
+}
+
+func (l *Loop) runTasks() {
+	for l.batchAt < l.taskEnd {
+		t := l.batch[l.batchAt]
+		l.batch[l.batchAt] = nil
+		l.batchAt++
+		l.m.Tasks++
+		if l.batchAt%clockEvery == 0 && l.breathe()-l.taskFrom > taskTime {
+			l.taskEnd = l.batchAt
+		}
+		t.Run()
+	}
+}
+
+func (l *Loop) runTimers() {
+	for l.m.TimersFired < l.timerEnd {
+		t := l.timers.due(l.now, l.timerSeq)
+		if t == nil {
+			return
+		}
+		l.m.TimersFired++
+		if l.m.TimersFired%clockEvery == 0 {
+			l.breathe()
+		}
+		t.f()
+	}
+}
+
+func (l *Loop) runTurnEnd() {
+	for l.turnEndAt < len(l.turnEndRun) {
+		t := l.turnEndRun[l.turnEndAt]
+		l.turnEndRun[l.turnEndAt] = nil
+		l.turnEndAt++
+		l.turnEnds++
+		t.Run()
+	}
+}
+
+// closeAll is the task that closes the handles of a loop which is to end.
+type closeAll struct {
+	l    *Loop
+	regs []*Registration
+	at   int
+}
+
+func (c *closeAll) Run() {
+	l := c.l
+	if !l.closing {
+		l.closing = true
+		for i := range l.table.slots {
+			if r := l.table.slots[i].r; r != nil {
+				c.regs = append(c.regs, r)
+			}
+		}
+	}
+	defer func() {
+		if c.at < len(c.regs) { // a handle has panicked
+			_ = l.Submit(c)
+		}
+	}()
+	for c.at < len(c.regs) {
+		r := c.regs[c.at]
+		c.at++
+		if r.closing {
+			continue
+		}
+		func() {
+			defer r.Close(nil)
+			r.h.CloseIO()
+		}()
+	}
+}
+
+// endLoop is the task that ends a loop after its closeAll.
+type endLoop struct{ l *Loop }
+
+func (e endLoop) Run() { e.l.ending = 1 }
+
+// mayEnd moves an ending loop on. It is called after each turn from closeAll on and
+// returns true when nothing is left to do.
+func (l *Loop) mayEnd() bool {
+	quiet := l.table.n == 0 && l.ops == 0
+	if quiet && l.closed != nil {
+		close(l.closed)
+		l.closed = nil
+	}
+	if l.ending == 0 || !quiet {
+		return false
+	}
+	l.ending++
+	if l.final {
+		return l.batchAt == len(l.batch)
+	}
+	if l.batchAt == len(l.batch) && (l.tasks.Len() == 0 && len(l.turnEnd) == 0 || l.ending > endTurns) {
+		l.batch, l.batchAt = l.tasks.Close(), 0
+		l.final = true
+	}
+	return false
+}
+
+// end frees what the loop holds. Nothing is posted to it any more.
+func (l *Loop) end() {
+	for l.sleep.Load() != awake {
+		runtime.Gosched() // somebody is about to wake the loop
+	}
+	l.timers.clear()
+	for i := range l.caches {
+		l.caches[i].cache.Close()
+	}
+	l.caches = nil
+	if err := l.poller.close(); err != nil {
+		l.logger.Error("poller cannot be closed", zap.String("loop", l.name), zap.Error(err))
+	}
+	l.publish()
+}
