@@ -1,0 +1,600 @@
+package buffer
+
+import (
+	"math"
+	"math/bits"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/runnel-io/runnel/internal/goid"
+	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// Buf is a reference-counted byte buffer with separate read and write indices:
+// 0 <= ReaderIndex <= WriterIndex <= Cap. It grows when it is written to, up to
+// MaxCap.
+//
+// Slices and duplicates share memory. Each is a Buf with indices and references of
+// its own, and keeps the memory alive. A change through [Buf.SetUint32At] and its
+// like is visible in all of them; what is appended to one never overwrites bytes
+// of another: a Buf whose memory is shared or read-only moves to memory of its own
+// when it needs more room than it has.
+//
+// Ownership: a new Buf holds one reference, the caller's. FireRead and Write take
+// it over, whether or not they succeed; Retain first to keep using the Buf. The
+// last Release returns the memory. Any use after that panics with a [MisuseError]
+// as long as the Buf has not been handed out again; under the invariants tag
+// that never happens, so that every such use is found. The []byte of Peek, Next,
+// Window and Writable belong to the Buf and are good until it is written to,
+// compacted or released.
+//
+// Concurrency: Retain and Release are safe from any goroutine. Everything else
+// needs exclusive use; in a handler that means the channel's loop. Bufs that share
+// memory may be used by different goroutines as long as none of them changes bytes
+// in place.
+type Buf struct {
+	// The read window: bytes r to w at p. w lags behind the writer and is brought
+	// up to date by need, the slow path of every read. A released Buf has r = w = 0,
+	// so that the next access lands there.
+	p unsafe.Pointer
+	r int
+	w int
+
+	// The write window: the next byte goes to q, and room is left up to l.
+	wp unsafe.Pointer
+	q  int
+	l  int
+
+	lim3 int // indices below it can be read by 4 bytes at p; lags behind like w
+
+	// ref counts the references to a handle, or, for a carrier, the handles that
+	// share its memory. 0 is a released one.
+	ref   int32
+	class uint8
+	flags uint8
+
+	// The memory behind the windows: either mem, of which this Buf is the only
+	// user, or that of the carrier root, shared with other handles.
+	root  *Buf
+	mem   unsafe.Pointer
+	size  int
+	owner *Cache   // where mem and this object return to; nil if not from a pool
+	span  *span    // the slots mem was cut from
+	file  *mapping // the file mem maps; nil if none
+
+	next  *Buf   // in a free list or return stack
+	trace *trace // where it was allocated and released; only with assertions on
+}
+
+// Flags of a Buf. A pool's Buf that is not shared and starts at its memory has
+// none but flagClean, which is what the fast paths look for.
+const (
+	flagClean    uint8 = 1 << iota // all bytes below l were written or zeroed
+	flagMoved                      // p is not mem
+	flagView                       // root is set
+	flagHeap                       // mem is on the Go heap
+	flagMapped                     // mem is a mapped file
+	flagReadOnly                   // mem cannot be written
+	flagCarrier                    // holds memory for views; never handed out
+)
+
+const (
+	// handleSize is what a handle costs beside its memory.
+	handleSize = int(unsafe.Sizeof(Buf{}))
+
+	// defaultMaxCap bounds the growth of a Buf.
+	defaultMaxCap = math.MaxInt32
+)
+
+// Retain adds a reference and returns b.
+func (b *Buf) Retain() *Buf {
+	if atomic.AddInt32(&b.ref, 1) <= 1 {
+		atomic.AddInt32(&b.ref, -1)
+		b.misuse("Retain")
+	}
+	return b
+}
+
+// Release gives a reference back. It reports whether it was the last one: then b
+// must not be touched again, and its memory has been returned unless a slice still
+// holds it.
+func (b *Buf) Release() bool {
+	// A count of one is the caller's own: nobody else may touch it, so no
+	// read-modify-write is needed.
+	if atomic.LoadInt32(&b.ref) == 1 && b.flags&^flagClean == 0 && !invariant.Enabled {
+		if c := b.owner; c.owner.Load() == goid.Current() {
+			b.ref = 0
+			b.flags = 0
+			b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
+			f := &c.free[b.class]
+			b.next = *f
+			*f = b
+			c.frees.add(1)
+			if c.cached += b.size + handleSize; c.cached > c.bound {
+				c.spill()
+			}
+			return true
+		}
+	}
+	return b.release()
+}
+
+// release is Release for every kind of Buf and on every goroutine.
+func (b *Buf) release() bool {
+	if atomic.LoadInt32(&b.ref) != 1 {
+		n := atomic.AddInt32(&b.ref, -1)
+		if n > 0 {
+			return false
+		}
+		if n < 0 {
+			atomic.AddInt32(&b.ref, 1)
+			b.misuse("Release")
+		}
+	}
+	b.ref = 0
+	b.retire()
+	return true
+}
+
+// retire takes a handle without references out of use and gives back what it held.
+func (b *Buf) retire() {
+	b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
+	if b.owner == nil {
+		heapLive.Add(-1)
+	}
+	if root := b.root; root != nil {
+		b.root = nil
+		b.p, b.wp = nil, nil
+		b.flags = 0
+		b.recycle(1)
+		root.unpin()
+		return
+	}
+	b.recycle(1)
+}
+
+// unpin gives back one hold on a carrier, and its memory with the last.
+func (c *Buf) unpin() {
+	if atomic.LoadInt32(&c.ref) != 1 {
+		n := atomic.AddInt32(&c.ref, -1)
+		if n > 0 {
+			return
+		}
+		invariant.Check(n == 0, "carrier released too often")
+	}
+	c.ref = 0
+	c.recycle(0)
+}
+
+// recycle returns an object without references, and the memory it has to itself,
+// to where they came from. handles says how many handles go with it: one for a
+// handle, none for a carrier.
+func (b *Buf) recycle(handles int) {
+	if invariant.Enabled {
+		b = b.bury()
+	}
+	switch {
+	case b.file != nil:
+		b.file.unmap()
+		b.file, b.mem, b.p, b.wp, b.size = nil, nil, nil, nil, 0
+	case b.owner == nil:
+		b.mem, b.p, b.wp, b.size = nil, nil, nil, 0
+	default:
+		b.p, b.wp = b.mem, b.mem
+		b.flags = 0
+		b.owner.put(b, handles)
+	}
+}
+
+// Refs returns the number of references to b itself, without those of its slices.
+func (b *Buf) Refs() int32 { return atomic.LoadInt32(&b.ref) }
+
+// Len returns the number of bytes that can be read.
+func (b *Buf) Len() int { return b.q - b.r }
+
+// Cap returns the number of bytes b can hold before it has to move to more memory,
+// counted from index 0.
+func (b *Buf) Cap() int { return b.l }
+
+// MaxCap returns the capacity up to which b grows by itself.
+func (b *Buf) MaxCap() int {
+	if b.owner != nil {
+		return b.owner.pool.maxCap
+	}
+	return defaultMaxCap
+}
+
+// ReaderIndex returns the index of the next byte to be read.
+func (b *Buf) ReaderIndex() int { return b.r }
+
+// WriterIndex returns the index at which the next byte is written.
+func (b *Buf) WriterIndex() int { return b.q }
+
+// Pinned returns how many bytes of memory b keeps alive, whatever its length: all
+// of the memory it shares, and its own handle. Limits are charged by it.
+func (b *Buf) Pinned() int { return b.block().size + handleSize }
+
+// SharesMemory reports whether b and o keep the same memory alive, as a Buf and
+// its slice do.
+func (b *Buf) SharesMemory(o *Buf) bool { return b.block() == o.block() }
+
+// Exclusive reports whether the caller is the only user of b's memory and may
+// change it: b has one reference, no slice shares its memory, and it is not
+// read-only.
+func (b *Buf) Exclusive() bool {
+	return atomic.LoadInt32(&b.ref) == 1 && b.flags&flagReadOnly == 0 && b.sole()
+}
+
+// Mapped reports whether b shows a mapped file: reading it may wait for the disk,
+// and may fail when the file has been truncated.
+func (b *Buf) Mapped() bool { return b.flags&flagMapped != 0 }
+
+// Clear drops all content: both indices become 0. Bytes that are shared stay as
+// they are in the other Bufs; then b continues behind them with what capacity is
+// left.
+func (b *Buf) Clear() {
+	b.alive("Clear")
+	if b.Exclusive() {
+		b.absorb()
+		b.r, b.q = 0, 0
+		b.rewind()
+	} else {
+		b.rebase(b.q)
+		b.r, b.q = 0, 0
+	}
+	b.sync()
+}
+
+// DiscardRead drops the bytes that have been read, so that ReaderIndex becomes 0.
+// It moves the rest to the front of the memory, unless that is shared or
+// read-only: then the capacity shrinks instead.
+func (b *Buf) DiscardRead() {
+	b.alive("DiscardRead")
+	if b.Exclusive() {
+		b.absorb()
+		n := b.q - b.r
+		copy(bytesAt(b.mem, 0, b.size), bytesAt(b.p, b.r, n))
+		b.r, b.q = 0, n
+		b.rewind()
+	} else if b.r > 0 {
+		n := b.q - b.r
+		b.rebase(b.r)
+		b.r, b.q = 0, n
+	}
+	b.sync()
+}
+
+// EnsureWritable makes room for n more bytes. It panics with ErrTooLarge when b
+// would have to grow beyond MaxCap, and with ErrOutOfMemory when there is no memory
+// to be had.
+func (b *Buf) EnsureWritable(n int) {
+	if n < 0 {
+		panic(&Error{"EnsureWritable", n, 0, ErrShort})
+	}
+	if b.l-b.q < n {
+		b.grow(n)
+	}
+}
+
+// Slice returns a new Buf over the n bytes from index i, with a reference of its
+// own to the memory. The bytes must have been written.
+func (b *Buf) Slice(i, n int) *Buf {
+	if i < 0 || n < 0 || i > b.q-n {
+		b.outOfRange("Slice", i, n)
+	}
+	return b.view(i, n)
+}
+
+// ReadSlice returns a new Buf over the next n bytes, with a reference of its own
+// to the memory, and reads past them. It panics with ErrShort when b holds fewer.
+func (b *Buf) ReadSlice(n int) *Buf {
+	if uint(n) > uint(b.q-b.r) {
+		b.short("ReadSlice", n)
+	}
+	v := b.view(b.r, n)
+	b.r += n
+	return v
+}
+
+// TryReadSlice is ReadSlice for input of unknown length: it returns false and
+// reads nothing when b holds fewer than n bytes.
+func (b *Buf) TryReadSlice(n int) (*Buf, bool) {
+	if uint(n) > uint(b.q-b.r) {
+		return nil, false
+	}
+	return b.ReadSlice(n), true
+}
+
+// Duplicate returns a new Buf with the same content and indices, and a reference
+// of its own to the memory. From then on each moves its own indices.
+func (b *Buf) Duplicate() *Buf {
+	v := b.view(0, b.q)
+	v.r = b.r
+	return v
+}
+
+// Copy returns a new Buf with a copy of the bytes that can be read, from the
+// allocator b came from.
+func (b *Buf) Copy() *Buf {
+	b.alive("Copy")
+	n := b.Len()
+	o := b.allocator().Alloc(n)
+	b.copyTo(o, b.r, n)
+	o.q = n
+	return o
+}
+
+// Window returns the bytes that can be read and lie at one place in memory: all
+// of them, unless b is made of several parts. The slice is b's; do not write to it.
+func (b *Buf) Window() []byte {
+	return bytesAt(b.p, b.r, b.q-b.r)
+}
+
+// Segments yields the bytes that can be read, part by part and in order, until
+// yield returns false. The slices are b's.
+func (b *Buf) Segments(yield func([]byte) bool) {
+	if b.q > b.r {
+		yield(b.Window())
+	}
+}
+
+// AppendIovecs appends the parts of what can be read to dst, at most max of them,
+// for a gathering write. Empty parts are left out. The memory must stay alive for
+// as long as the result is used: hold a reference.
+func (b *Buf) AppendIovecs(dst []sys.Iovec, max int) []sys.Iovec {
+	if b.q > b.r && max > 0 {
+		dst = append(dst, sys.MakeIovec(b.Window()))
+	}
+	return dst
+}
+
+// block returns the object that holds b's memory: its carrier, or b itself.
+func (b *Buf) block() *Buf {
+	if b.root != nil {
+		return b.root
+	}
+	return b
+}
+
+// sole reports whether no other handle shares b's memory.
+func (b *Buf) sole() bool {
+	return b.root == nil || atomic.LoadInt32(&b.root.ref) == 1
+}
+
+// sync brings what lags behind the writer up to date.
+func (b *Buf) sync() {
+	b.w = b.q
+	b.lim3 = max(0, b.q-3)
+}
+
+// rebase moves index 0 up by n bytes. The caller adjusts the indices.
+func (b *Buf) rebase(n int) {
+	if b.l -= n; b.l > 0 && n > 0 {
+		b.p = unsafe.Add(b.p, n)
+		b.wp = b.p
+		b.flags |= flagMoved
+	}
+	// With no capacity left the pointer stays: one behind the end of an object
+	// would be another object's.
+}
+
+// rewind makes all of the memory b has to itself its capacity again.
+func (b *Buf) rewind() {
+	if b.l != b.size {
+		b.flags &^= flagClean
+	}
+	b.p, b.wp, b.l = b.mem, b.mem, b.size
+	b.flags &^= flagMoved
+}
+
+// share puts b's memory into a carrier, if it is not in one, so that other
+// handles can hold on to it.
+func (b *Buf) share() *Buf {
+	if b.root != nil {
+		return b.root
+	}
+	c := b.newHandle(0)
+	c.mem, c.size, c.span, c.class, c.owner, c.file = b.mem, b.size, b.span, b.class, b.owner, b.file
+	c.flags = b.flags&(flagHeap|flagMapped|flagReadOnly) | flagCarrier
+	c.ref = 1
+	b.mem, b.size, b.span, b.class, b.file = nil, 0, nil, classView, nil
+	b.root = c
+	b.flags |= flagView
+	return c
+}
+
+// absorb takes the memory out of a carrier that only b still holds.
+func (b *Buf) absorb() {
+	c := b.root
+	if c == nil {
+		return
+	}
+	b.root = nil
+	b.mem, b.size, b.span, b.class, b.file = c.mem, c.size, c.span, c.class, c.file
+	b.owner, c.owner = c.owner, b.owner
+	b.flags &^= flagView
+	if b.p != b.mem {
+		b.flags |= flagMoved
+	}
+	c.mem, c.size, c.span, c.class, c.file = nil, 0, nil, classView, nil
+	c.flags = 0
+	c.ref = 0
+	c.recycle(0)
+}
+
+// newHandle returns an object without memory from where b's come from, for a view
+// (one handle) or a carrier (none).
+func (b *Buf) newHandle(handles uintptr) *Buf {
+	if b.owner == nil {
+		heapLive.Add(int64(handles))
+		return new(Buf)
+	}
+	return b.owner.handle(handles)
+}
+
+// view returns a new handle on bytes i to i+n.
+func (b *Buf) view(i, n int) *Buf {
+	b.alive("Slice")
+	root := b.share()
+	if atomic.LoadInt32(&root.ref) == 1 {
+		root.ref = 2 // the other hold is b's, and b is in the caller's use
+	} else {
+		atomic.AddInt32(&root.ref, 1)
+	}
+	v := b.newHandle(1)
+	v.root = root
+	v.class = classView
+	v.flags = b.flags&(flagHeap|flagMapped|flagReadOnly) | flagView
+	v.p = root.mem
+	if n > 0 {
+		v.p = unsafe.Add(b.p, i)
+	}
+	v.wp = v.p
+	v.r, v.q, v.l = 0, n, n
+	v.sync()
+	v.born()
+	return v
+}
+
+// allocator returns where more memory for b comes from.
+func (b *Buf) allocator() Allocator {
+	if b.owner == nil {
+		return Heap
+	}
+	return b.owner
+}
+
+// grow makes room for n more bytes: in the memory b has, if it is the only user
+// and there is more of it, else by moving to other memory. Indices stay as they are.
+func (b *Buf) grow(n int) {
+	b.alive("write")
+	need := b.q + n
+	most := b.MaxCap()
+	if need > most || need < 0 {
+		panic(&Error{"write", need, most, ErrTooLarge})
+	}
+	if b.Exclusive() && need <= b.block().size {
+		b.absorb()
+		b.flags &^= flagClean
+		off := int(uintptr(b.p) - uintptr(b.mem))
+		if off+need > b.size {
+			copy(bytesAt(b.mem, 0, b.q), bytesAt(b.p, 0, b.q))
+			off = 0
+			b.p, b.wp = b.mem, b.mem
+			b.flags &^= flagMoved
+		}
+		b.l = b.size - off
+		return
+	}
+	o := b.allocator().Alloc(enlarge(b.l, need, most))
+	b.copyTo(o, 0, b.q)
+	// b takes o's memory, and o what b had, to give it back.
+	b.root, o.root = o.root, b.root
+	b.mem, o.mem = o.mem, b.mem
+	b.size, o.size = o.size, b.size
+	b.span, o.span = o.span, b.span
+	b.class, o.class = o.class, b.class
+	b.owner, o.owner = o.owner, b.owner
+	b.file, o.file = o.file, b.file
+	b.flags, o.flags = o.flags, b.flags
+	b.p, b.wp, b.l = b.mem, b.mem, b.size
+	o.Release()
+}
+
+// enlarge returns the capacity for a Buf of capacity have that needs need bytes:
+// double, and by a quarter from 4 MiB on, so that appending costs a constant per byte.
+func enlarge(have, need, most int) int {
+	const step = 4 << 20
+	n := have * 2
+	if have >= step {
+		n = have + have/4
+	}
+	return min(max(n, need, 64), most)
+}
+
+// alive panics when b has been released.
+func (b *Buf) alive(op string) {
+	if atomic.LoadInt32(&b.ref) <= 0 {
+		b.misuse(op)
+	}
+}
+
+// misuse panics because b has been released.
+//
+//go:noinline
+func (b *Buf) misuse(op string) {
+	panic(b.trace.misuse(op))
+}
+
+// short panics because b holds fewer than n bytes.
+//
+//go:noinline
+func (b *Buf) short(op string, n int) {
+	b.alive(op)
+	panic(&Error{op, n, b.q - b.r, ErrShort})
+}
+
+// outOfRange panics because bytes i to i+n have not all been written.
+//
+//go:noinline
+func (b *Buf) outOfRange(op string, i, n int) {
+	b.alive(op)
+	if i < 0 || n < 0 {
+		panic(&Error{op, min(i, n), b.q, ErrShort})
+	}
+	panic(&Error{op, i + n, b.q, ErrShort})
+}
+
+// bytesAt returns n bytes from offset off behind p, and no capacity beyond. It
+// never forms a pointer behind the last byte.
+func bytesAt(p unsafe.Pointer, off, n int) []byte {
+	if n == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Add(p, off)), n)
+}
+
+// be16, be32 and be64 turn what lies in memory into a big-endian number and back.
+func be16(v uint16) uint16 {
+	if hostBigEndian {
+		return v
+	}
+	return bits.ReverseBytes16(v)
+}
+
+func be32(v uint32) uint32 {
+	if hostBigEndian {
+		return v
+	}
+	return bits.ReverseBytes32(v)
+}
+
+func be64(v uint64) uint64 {
+	if hostBigEndian {
+		return v
+	}
+	return bits.ReverseBytes64(v)
+}
+
+// le16, le32 and le64 do the same for little-endian numbers.
+func le16(v uint16) uint16 {
+	if hostBigEndian {
+		return bits.ReverseBytes16(v)
+	}
+	return v
+}
+
+func le32(v uint32) uint32 {
+	if hostBigEndian {
+		return bits.ReverseBytes32(v)
+	}
+	return v
+}
+
+func le64(v uint64) uint64 {
+	if hostBigEndian {
+		return bits.ReverseBytes64(v)
+	}
+	return v
+}

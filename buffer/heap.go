@@ -1,0 +1,48 @@
+package buffer
+
+import "unsafe"
+
+// Heap is the Allocator of the Go heap: no limit but the runtime's, no pool, and
+// nothing to be gained by a release but the finding of mistakes. Its Bufs behave
+// like any others.
+var Heap Allocator = heap{}
+
+type heap struct{}
+
+func (h heap) Alloc(n int) *Buf {
+	b, err := h.TryAlloc(n)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func (heap) TryAlloc(n int) (*Buf, error) {
+	if err := checkSize(n, defaultMaxCap); err != nil {
+		return nil, err
+	}
+	mem := make([]byte, max(n, 16)) // at least a byte to point at
+	b := new(Buf)
+	b.flags = flagHeap | flagClean // the runtime has zeroed it
+	b.class = classView
+	b.mem = unsafe.Pointer(unsafe.SliceData(mem))
+	b.size = len(mem)
+	b.p, b.wp, b.l = b.mem, b.mem, b.size
+	b.born()
+	heapLive.Add(1)
+	return b, nil
+}
+
+// FromString returns a Buf on the Go heap that holds a copy of s.
+func FromString(s string) *Buf {
+	b := Heap.Alloc(len(s))
+	b.WriteString(s)
+	return b
+}
+
+// FromBytes returns a Buf on the Go heap that holds a copy of p.
+func FromBytes(p []byte) *Buf {
+	b := Heap.Alloc(len(p))
+	b.Write(p)
+	return b
+}

@@ -1,0 +1,113 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"unsafe"
+
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// mapping is mapped memory and how to give it back.
+type mapping struct{ data []byte }
+
+func (m *mapping) unmap() { _ = sys.Unmap(m.data) }
+
+// MapFile returns a Buf over n bytes of a file from offset off, which may be any,
+// without reading them. The Buf is read-only and does not need f to stay open; the
+// mapping ends with the last Release of it and its slices. Writing to it moves it
+// to the Go heap, with a copy of its content.
+//
+// When the file is truncated later, the methods that copy or search ([Buf.ReadBytes],
+// [Buf.ReadString], [Buf.Copy], [Buf.WriteBuf], [Buf.IndexByte]) panic with
+// ErrTruncated for bytes that are gone. Those that read in place panic with a
+// runtime error where debug.SetPanicOnFault is set, as it is on loops and offload
+// workers, and kill the process elsewhere. What the kernel is given to write ends
+// short or with EFAULT. The bytes between the new end and the end of its page read
+// as zero.
+//
+// It returns io.ErrUnexpectedEOF when the range ends behind the file, and
+// errors.ErrUnsupported off Linux.
+func MapFile(f *os.File, off int64, n int) (*Buf, error) {
+	if off < 0 || n < 0 {
+		return nil, &Error{"MapFile", n, 0, os.ErrInvalid}
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("buffer: MapFile: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("buffer: MapFile: %s is not a regular file: %w", f.Name(), os.ErrInvalid)
+	}
+	if size := info.Size(); off > size || int64(n) > size-off {
+		return nil, fmt.Errorf("buffer: MapFile: %s has %d bytes, not %d from %d: %w", f.Name(), size, n, off, io.ErrUnexpectedEOF)
+	}
+	data, err := sys.MapFile(int(f.Fd()), off, n)
+	runtime.KeepAlive(f)
+	if err != nil {
+		return nil, fmt.Errorf("buffer: MapFile: %w", err)
+	}
+	b := new(Buf)
+	b.file = &mapping{data}
+	b.flags = flagMapped | flagReadOnly
+	b.mem = unsafe.Pointer(unsafe.SliceData(data))
+	b.size = n
+	b.class = classView
+	b.p, b.wp = b.mem, b.mem
+	b.q, b.l = n, n
+	b.sync()
+	b.born()
+	heapLive.Add(1)
+	return b, nil
+}
+
+// copyOut fills dst from index i, turning a fault of a mapped file into a panic
+// with ErrTruncated.
+func (b *Buf) copyOut(dst []byte, i int) {
+	if b.flags&flagMapped != 0 {
+		b.guarded(func() { copy(dst, bytesAt(b.p, i, len(dst))) })
+		return
+	}
+	copy(dst, bytesAt(b.p, i, len(dst)))
+}
+
+// copyTo copies n bytes from index i to the front of o's memory. When they cannot be
+// read, o is released on the way out.
+func (b *Buf) copyTo(o *Buf, i, n int) {
+	if b.flags&flagMapped != 0 {
+		copied := false
+		defer func() {
+			if !copied {
+				o.Release()
+			}
+		}()
+		b.copyOut(bytesAt(o.p, 0, n), i)
+		copied = true
+		return
+	}
+	copy(bytesAt(o.p, 0, n), bytesAt(b.p, i, n))
+}
+
+// guarded runs f, which reads b's mapped memory.
+func (b *Buf) guarded(f func()) {
+	mem := b.block()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		var fault interface{ Addr() uintptr }
+		if err, ok := v.(runtime.Error); ok && errors.As(err, &fault) {
+			if at := fault.Addr() - uintptr(mem.mem); at < uintptr(mem.size) {
+				panic(&Error{"read", int(at), mem.size, ErrTruncated})
+			}
+		}
+		panic(v)
+	}()
+	f()
+}

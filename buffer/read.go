@@ -1,0 +1,236 @@
+package buffer
+
+import (
+	"math/bits"
+	"unsafe"
+)
+
+// The reads of integers move the index first, check it, and leave it to the slow
+// path to repair the window or to undo and panic. In this form, and only in it,
+// the compiler inlines them; TestInlined watches over that.
+
+// need repairs the read window after a read of n bytes has moved past it. It
+// panics with the index undone when b holds fewer than n bytes or was released.
+func (b *Buf) need(n int) {
+	b.r -= n
+	b.alive("read")
+	if b.q-b.r < n {
+		b.short("read", n)
+	}
+	b.sync()
+	b.r += n
+}
+
+//go:noinline
+func (b *Buf) need1() { b.need(1) }
+
+//go:noinline
+func (b *Buf) need2() { b.need(2) }
+
+//go:noinline
+func (b *Buf) need4() { b.need(4) }
+
+//go:noinline
+func (b *Buf) need8() { b.need(8) }
+
+// ReadUint8 reads a byte. Like every ReadX it panics with ErrShort when b does not
+// hold enough.
+func (b *Buf) ReadUint8() uint8 {
+	if b.r++; b.r > b.w {
+		b.need1()
+	}
+	return *(*uint8)(unsafe.Add(b.p, b.r-1))
+}
+
+// ReadUint16 reads a big-endian number of 2 bytes.
+func (b *Buf) ReadUint16() uint16 {
+	if b.r += 2; b.r > b.w {
+		b.need2()
+	}
+	return bits.ReverseBytes16(*(*uint16)(unsafe.Add(b.p, b.r-2)))
+}
+
+// ReadUint16LE reads a little-endian number of 2 bytes.
+func (b *Buf) ReadUint16LE() uint16 {
+	if b.r += 2; b.r > b.w {
+		b.need2()
+	}
+	return *(*uint16)(unsafe.Add(b.p, b.r-2))
+}
+
+// ReadUint32 reads a big-endian number of 4 bytes.
+func (b *Buf) ReadUint32() uint32 {
+	if b.r += 4; b.r > b.w {
+		b.need4()
+	}
+	return bits.ReverseBytes32(*(*uint32)(unsafe.Add(b.p, b.r-4)))
+}
+
+// ReadUint32LE reads a little-endian number of 4 bytes.
+func (b *Buf) ReadUint32LE() uint32 {
+	if b.r += 4; b.r > b.w {
+		b.need4()
+	}
+	return *(*uint32)(unsafe.Add(b.p, b.r-4))
+}
+
+// ReadUint64 reads a big-endian number of 8 bytes.
+func (b *Buf) ReadUint64() uint64 {
+	if b.r += 8; b.r > b.w {
+		b.need8()
+	}
+	return bits.ReverseBytes64(*(*uint64)(unsafe.Add(b.p, b.r-8)))
+}
+
+// ReadUint64LE reads a little-endian number of 8 bytes.
+func (b *Buf) ReadUint64LE() uint64 {
+	if b.r += 8; b.r > b.w {
+		b.need8()
+	}
+	return *(*uint64)(unsafe.Add(b.p, b.r-8))
+}
+
+// ReadInt8 reads a signed byte.
+func (b *Buf) ReadInt8() int8 { return int8(b.ReadUint8()) }
+
+// ReadInt16 reads a signed big-endian number of 2 bytes.
+func (b *Buf) ReadInt16() int16 { return int16(b.ReadUint16()) }
+
+// ReadInt16LE reads a signed little-endian number of 2 bytes.
+func (b *Buf) ReadInt16LE() int16 { return int16(b.ReadUint16LE()) }
+
+// ReadInt32 reads a signed big-endian number of 4 bytes.
+func (b *Buf) ReadInt32() int32 { return int32(b.ReadUint32()) }
+
+// ReadInt32LE reads a signed little-endian number of 4 bytes.
+func (b *Buf) ReadInt32LE() int32 { return int32(b.ReadUint32LE()) }
+
+// ReadInt64 reads a signed big-endian number of 8 bytes.
+func (b *Buf) ReadInt64() int64 { return int64(b.ReadUint64()) }
+
+// ReadInt64LE reads a signed little-endian number of 8 bytes.
+func (b *Buf) ReadInt64LE() int64 { return int64(b.ReadUint64LE()) }
+
+// TryReadUint8 reads a byte if b holds one. Like every
+// TryReadX it is for input of unknown length: it returns false, and reads nothing,
+// when b does not hold enough.
+func (b *Buf) TryReadUint8() (uint8, bool) {
+	if b.q-b.r < 1 {
+		return 0, false
+	}
+	return b.ReadUint8(), true
+}
+
+// TryReadUint16 reads a big-endian number of 2 bytes if b holds that many.
+func (b *Buf) TryReadUint16() (uint16, bool) {
+	if b.q-b.r < 2 {
+		return 0, false
+	}
+	return b.ReadUint16(), true
+}
+
+// TryReadUint16LE reads a little-endian number of 2 bytes if b holds that many.
+func (b *Buf) TryReadUint16LE() (uint16, bool) {
+	if b.q-b.r < 2 {
+		return 0, false
+	}
+	return b.ReadUint16LE(), true
+}
+
+// TryReadUint32 reads a big-endian number of 4 bytes if b holds that many.
+func (b *Buf) TryReadUint32() (uint32, bool) {
+	if b.q-b.r < 4 {
+		return 0, false
+	}
+	return b.ReadUint32(), true
+}
+
+// TryReadUint32LE reads a little-endian number of 4 bytes if b holds that many.
+func (b *Buf) TryReadUint32LE() (uint32, bool) {
+	if b.q-b.r < 4 {
+		return 0, false
+	}
+	return b.ReadUint32LE(), true
+}
+
+// TryReadUint64 reads a big-endian number of 8 bytes if b holds that many.
+func (b *Buf) TryReadUint64() (uint64, bool) {
+	if b.q-b.r < 8 {
+		return 0, false
+	}
+	return b.ReadUint64(), true
+}
+
+// TryReadUint64LE reads a little-endian number of 8 bytes if b holds that many.
+func (b *Buf) TryReadUint64LE() (uint64, bool) {
+	if b.q-b.r < 8 {
+		return 0, false
+	}
+	return b.ReadUint64LE(), true
+}
+
+// Skip reads past n bytes.
+func (b *Buf) Skip(n int) {
+	if uint(n) > uint(b.q-b.r) {
+		b.short("Skip", n)
+	}
+	b.r += n
+}
+
+// Next reads n bytes and returns them where they lie. The slice is b's: it is good
+// until b is written to, compacted or released, and must not be written to.
+func (b *Buf) Next(n int) []byte {
+	p := b.Peek(n)
+	b.r += n
+	return p
+}
+
+// Peek returns the next n bytes where they lie and does not read them. The slice
+// is b's, as that of [Buf.Next].
+func (b *Buf) Peek(n int) []byte {
+	if uint(n) > uint(b.q-b.r) {
+		b.short("Peek", n)
+	}
+	return bytesAt(b.p, b.r, n)
+}
+
+// ReadBytes fills dst with the next bytes. It panics with ErrShort when b holds
+// fewer than len(dst).
+func (b *Buf) ReadBytes(dst []byte) {
+	if len(dst) > b.q-b.r {
+		b.short("ReadBytes", len(dst))
+	}
+	b.copyOut(dst, b.r)
+	b.r += len(dst)
+}
+
+// TryReadBytes fills dst with the next bytes if b holds that many.
+func (b *Buf) TryReadBytes(dst []byte) bool {
+	if len(dst) > b.q-b.r {
+		return false
+	}
+	b.ReadBytes(dst)
+	return true
+}
+
+// ReadString reads n bytes and returns a copy of them.
+func (b *Buf) ReadString(n int) string {
+	if uint(n) > uint(b.q-b.r) {
+		b.short("ReadString", n)
+	}
+	if n == 0 {
+		return ""
+	}
+	dst := make([]byte, n)
+	b.copyOut(dst, b.r)
+	b.r += n
+	return unsafe.String(&dst[0], n) // nobody else has dst
+}
+
+// TryReadString reads n bytes and returns a copy of them if b holds that many.
+func (b *Buf) TryReadString(n int) (string, bool) {
+	if uint(n) > uint(b.q-b.r) {
+		return "", false
+	}
+	return b.ReadString(n), true
+}

@@ -1,0 +1,106 @@
+package buffer
+
+import (
+	"os"
+	"sync/atomic"
+
+	"github.com/runnel-io/runnel/internal/invariant"
+)
+
+// FileRegion is a range of a file as a message. A transport sends it from the file
+// to the socket without its bytes entering the process, and keeps the progress in
+// it. Nothing is read, mapped or checked before.
+//
+// Ownership: a FileRegion holds one reference when it is made, and owns its file:
+// the last Release closes it, exactly once. Write takes the reference over, whether
+// or not it succeeds.
+//
+// Concurrency: Retain and Release are safe from any goroutine, and so is what does
+// not change: File, Fd, Offset and Len. Advance, Sent and Remaining belong to who
+// sends the region.
+type FileRegion struct {
+	file *os.File
+	fd   int
+	off  int64
+	n    int64
+	sent int64
+
+	ref   atomic.Int32
+	trace *trace
+}
+
+// NewFileRegion returns a region of n bytes of f from offset off, and takes f over.
+// It panics when off or n is negative or their sum overflows; a file that turns out
+// to be shorter is an error of the write.
+func NewFileRegion(f *os.File, off, n int64) *FileRegion {
+	if off < 0 || n < 0 || off+n < 0 {
+		panic(&MisuseError{Op: "NewFileRegion", Err: os.ErrInvalid})
+	}
+	r := &FileRegion{file: f, fd: int(f.Fd()), off: off, n: n}
+	r.ref.Store(1)
+	if invariant.Enabled {
+		r.trace = newTrace()
+	}
+	heapLive.Add(1)
+	return r
+}
+
+// Retain adds a reference and returns r.
+func (r *FileRegion) Retain() *FileRegion {
+	if r.ref.Add(1) <= 1 {
+		r.ref.Add(-1)
+		panic(r.trace.misuse("Retain"))
+	}
+	return r
+}
+
+// Release gives a reference back. It reports whether it was the last one: then the
+// file has been closed.
+func (r *FileRegion) Release() bool {
+	n := r.ref.Add(-1)
+	if n > 0 {
+		return false
+	}
+	if n < 0 {
+		r.ref.Add(1)
+		panic(r.trace.misuse("Release"))
+	}
+	if invariant.Enabled {
+		r.trace.release()
+	}
+	heapLive.Add(-1)
+	_ = r.file.Close() // opened for reading: there is nothing to lose
+	return true
+}
+
+// Refs returns the number of references.
+func (r *FileRegion) Refs() int32 { return r.ref.Load() }
+
+// File returns the file. It is the region's: do not close it.
+func (r *FileRegion) File() *os.File { return r.file }
+
+// Fd returns the descriptor of the file, good for as long as a reference is held.
+func (r *FileRegion) Fd() int { return r.fd }
+
+// Offset returns where in the file the region begins.
+func (r *FileRegion) Offset() int64 { return r.off }
+
+// Len returns the length of the region.
+func (r *FileRegion) Len() int64 { return r.n }
+
+// Sent returns how many bytes of the region have been sent.
+func (r *FileRegion) Sent() int64 { return r.sent }
+
+// Remaining returns how many bytes of the region are still to be sent.
+func (r *FileRegion) Remaining() int64 { return r.n - r.sent }
+
+// Advance records that n more bytes have been sent. A transport calls it.
+func (r *FileRegion) Advance(n int64) {
+	if r.ref.Load() <= 0 {
+		panic(r.trace.misuse("Advance"))
+	}
+	if n < 0 || n > r.n-r.sent {
+		panic(&MisuseError{Op: "Advance", Err: ErrShort})
+	}
+	r.sent += n
+}

@@ -1,0 +1,162 @@
+package buffer
+
+import (
+	"math/bits"
+	"unsafe"
+
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// room makes room after a write of n bytes has moved the index past what there is.
+func (b *Buf) room(n int) {
+	b.q -= n
+	b.grow(n)
+	b.q += n
+}
+
+//go:noinline
+func (b *Buf) room1() { b.room(1) }
+
+//go:noinline
+func (b *Buf) room2() { b.room(2) }
+
+//go:noinline
+func (b *Buf) room4() { b.room(4) }
+
+//go:noinline
+func (b *Buf) room8() { b.room(8) }
+
+// WriteUint8 appends a byte. Like every WriteX it grows b when needed, and panics
+// with ErrTooLarge beyond MaxCap, or with ErrOutOfMemory.
+func (b *Buf) WriteUint8(v uint8) {
+	if b.q++; b.q > b.l {
+		b.room1()
+	}
+	*(*uint8)(unsafe.Add(b.wp, b.q-1)) = v
+}
+
+// WriteUint16 appends a big-endian number of 2 bytes.
+func (b *Buf) WriteUint16(v uint16) {
+	if b.q += 2; b.q > b.l {
+		b.room2()
+	}
+	*(*uint16)(unsafe.Add(b.wp, b.q-2)) = bits.ReverseBytes16(v)
+}
+
+// WriteUint16LE appends a little-endian number of 2 bytes.
+func (b *Buf) WriteUint16LE(v uint16) {
+	if b.q += 2; b.q > b.l {
+		b.room2()
+	}
+	*(*uint16)(unsafe.Add(b.wp, b.q-2)) = v
+}
+
+// WriteUint32 appends a big-endian number of 4 bytes.
+func (b *Buf) WriteUint32(v uint32) {
+	if b.q += 4; b.q > b.l {
+		b.room4()
+	}
+	*(*uint32)(unsafe.Add(b.wp, b.q-4)) = bits.ReverseBytes32(v)
+}
+
+// WriteUint32LE appends a little-endian number of 4 bytes.
+func (b *Buf) WriteUint32LE(v uint32) {
+	if b.q += 4; b.q > b.l {
+		b.room4()
+	}
+	*(*uint32)(unsafe.Add(b.wp, b.q-4)) = v
+}
+
+// WriteUint64 appends a big-endian number of 8 bytes.
+func (b *Buf) WriteUint64(v uint64) {
+	if b.q += 8; b.q > b.l {
+		b.room8()
+	}
+	*(*uint64)(unsafe.Add(b.wp, b.q-8)) = bits.ReverseBytes64(v)
+}
+
+// WriteUint64LE appends a little-endian number of 8 bytes.
+func (b *Buf) WriteUint64LE(v uint64) {
+	if b.q += 8; b.q > b.l {
+		b.room8()
+	}
+	*(*uint64)(unsafe.Add(b.wp, b.q-8)) = v
+}
+
+// Write appends p. It implements io.Writer and always returns len(p) and nil: what
+// makes it fail makes it panic, as in every other write.
+func (b *Buf) Write(p []byte) (int, error) {
+	if len(p) > b.l-b.q {
+		b.grow(len(p))
+	}
+	copy(bytesAt(b.wp, b.q, len(p)), p)
+	b.q += len(p)
+	return len(p), nil
+}
+
+// WriteString appends s. It implements io.StringWriter, with the rules of
+// [Buf.Write].
+func (b *Buf) WriteString(s string) (int, error) {
+	if len(s) > b.l-b.q {
+		b.grow(len(s))
+	}
+	copy(bytesAt(b.wp, b.q, len(s)), s)
+	b.q += len(s)
+	return len(s), nil
+}
+
+// WriteBuf appends a copy of the bytes that can be read from src, and reads past
+// them. The reference to src stays the caller's.
+func (b *Buf) WriteBuf(src *Buf) {
+	src.alive("WriteBuf")
+	n := src.Len()
+	if n > b.l-b.q {
+		b.grow(n)
+	}
+	src.copyOut(bytesAt(b.wp, b.q, n), src.r)
+	src.r += n
+	b.q += n
+}
+
+// Writable returns the room up to Cap, zeroed, for the caller to fill. What has
+// been filled becomes readable by [Buf.Commit]. Call [Buf.EnsureWritable] first for
+// a certain size. The slice is b's, as that of [Buf.Next].
+func (b *Buf) Writable() []byte {
+	b.alive("Writable")
+	p := bytesAt(b.wp, b.q, b.l-b.q)
+	if b.flags&flagClean == 0 {
+		clear(p)
+		b.flags |= flagClean
+	}
+	return p
+}
+
+// Commit appends the first n bytes of what Writable has returned. It panics with
+// ErrShort when that was fewer, so that nothing is exposed that was never written.
+func (b *Buf) Commit(n int) {
+	b.alive("Commit")
+	if n < 0 || n > b.l-b.q || b.flags&flagClean == 0 && n > 0 {
+		have := 0
+		if b.flags&flagClean != 0 {
+			have = b.l - b.q
+		}
+		panic(&Error{"Commit", n, have, ErrShort})
+	}
+	b.q += n
+}
+
+// FillFrom reads once from a descriptor into the room up to Cap, at most max bytes;
+// it does not make more room. It returns 0 and nil at the end of the stream, and
+// sys.ErrAgain when nothing is there yet.
+func (b *Buf) FillFrom(fd, max int) (int, error) {
+	b.alive("FillFrom")
+	room := min(max, b.l-b.q)
+	if room <= 0 {
+		return 0, &Error{"FillFrom", 1, room, ErrTooLarge}
+	}
+	n, err := sys.Read(fd, bytesAt(b.wp, b.q, room))
+	if n > 0 {
+		b.q += n
+	}
+	return n, err
+}
