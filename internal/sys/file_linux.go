@@ -51,9 +51,11 @@ func Sendfile(out, in int, off int64, n int) (int, error) {
 // it does not sleep. An offset at or after the end counts as cached. When it is not
 // known the answer is no.
 func Cached(fd int, off int64) (bool, error) {
+	if off < 0 {
+		return false, failed("preadv2", unix.EINVAL) // -1 would be the file's own position
+	}
 	var b [1]byte
-	part := Iovec{Base: &b[0]}
-	part.SetLen(1)
+	part := MakeIovec(b[:])
 	for {
 		// The offset comes in two halves of a long; of a 64-bit one the second is 0.
 		low, high := uintptr(off), uintptr(uint64(off)>>(unix.SizeofLong*8-1)>>1)
