@@ -63,7 +63,7 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	base := time.Now()
 	for i := range n {
 		l := newLoop(fmt.Sprintf("%s-%d", name, i), cfg.Logger, offload)
-		l.base = base
+		l.base, l.group = base, g
 		if l.poller, err = newPoller(cfg.Poller, &l.m.Counters); err != nil {
 			for _, l := range g.loops {
 				err = errors.Join(err, l.poller.close())
@@ -97,12 +97,12 @@ func (g *Group) Done() <-chan struct{} { return g.done }
 // run what was brought to them and end. Then no goroutine, descriptor or buffer of
 // the group is left.
 //
-// It returns the cause of ctx if that ends first; the group still ends when it can.
+// It returns the error of ctx if that ends first; the group still ends when it can.
 // On one of the goroutines it would wait for it returns [ErrWouldDeadlock], and the
 // group ends all the same.
 func (g *Group) Shutdown(ctx context.Context) error {
 	g.stop.Do(func() { go g.end() })
-	if mustNotWait() {
+	if WouldDeadlock() {
 		return ErrWouldDeadlock
 	}
 	select {
@@ -114,7 +114,7 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	case <-g.done:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 }
 
@@ -165,11 +165,26 @@ func Acquire() (*Group, error) {
 	return shared.group, nil
 }
 
-// Release gives back what Acquire returned. The last one ends the group and does
+// Hold is one more [Acquire] by somebody who runs on the group already: it needs
+// its own Release. On a group made by NewGroup it does nothing, and so it does on
+// nil.
+func (g *Group) Hold() {
+	if g == nil || !g.shared {
+		return
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.group != g || shared.refs == 0 {
+		panic("eventloop: Hold without Acquire")
+	}
+	shared.refs++
+}
+
+// Release gives back what Acquire or Hold gave. The last one ends the group and does
 // not wait for that, so that it may be called on the group's own loops; Done tells.
-// On a group made by NewGroup it does nothing.
+// On a group made by NewGroup it does nothing, and so it does on nil.
 func (g *Group) Release() {
-	if !g.shared {
+	if g == nil || !g.shared {
 		return
 	}
 	shared.mu.Lock()

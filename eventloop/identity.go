@@ -33,9 +33,10 @@ func leaveIdentity(id uintptr) {
 	identities.mu.Unlock()
 }
 
-// mustNotWait reports whether the running goroutine is that of any loop or
-// offloaded function of this package.
-func mustNotWait() bool {
+// WouldDeadlock reports whether the running goroutine is one that must not wait for
+// a loop: a loop's own, or one that runs an offloaded function. Whoever offers a
+// call that waits asks this first and refuses with [ErrWouldDeadlock].
+func WouldDeadlock() bool {
 	id := goid.Current()
 	identities.mu.Lock()
 	defer identities.mu.Unlock()

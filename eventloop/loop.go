@@ -76,6 +76,7 @@ type Loop struct {
 	offload *Offload
 	base    time.Time // where the loop's clock begins
 	poller  poller
+	group   *Group        // nil for a Manual's loop
 	manual  *Manual       // nil for a loop with a goroutine of its own
 	closed  chan struct{} // closed when no registration and no Op is left, after closeAll
 	done    chan struct{} // closed when the loop has ended
@@ -118,8 +119,9 @@ type Loop struct {
 	table     table
 	ops       int // under way
 	caches    []poolCache
-	trimmed   bool // caches hold nothing that could be given back
-	pollFails int  // in a row
+	active    int64 // clock of the last turn with I/O or tasks
+	trimmed   int64 // active when the caches were trimmed last
+	pollFails int   // in a row
 	m         Metrics
 
 	closing bool // takes no registrations
@@ -157,7 +159,7 @@ func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
 	if logger == nil {
 		logger = zap.NewNop()
 	}
-	l := &Loop{
+	return &Loop{
 		id:       int(lastLoop.Add(1)),
 		name:     name,
 		logger:   logger,
@@ -165,9 +167,7 @@ func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
 		closed:   make(chan struct{}),
 		done:     make(chan struct{}),
 		outcomes: make([]outcome, minOutcomes),
-		trimmed:  true,
 	}
-	return l
 }
 
 // ID returns a number that no other loop of the process has had.
@@ -178,6 +178,9 @@ func (l *Loop) Name() string { return l.name }
 
 // Logger returns the logger of the loop's group, one that discards if it has none.
 func (l *Loop) Logger() *zap.Logger { return l.logger }
+
+// Group returns the group that the loop belongs to, nil for the loop of a [Manual].
+func (l *Loop) Group() *Group { return l.group }
 
 // Offload returns where work that blocks goes.
 func (l *Loop) Offload() *Offload { return l.offload }
@@ -363,8 +366,7 @@ func (l *Loop) turn() {
 		fallthrough
 	case stageTimers:
 		l.runTimers()
-		l.turnEnd, l.turnEndRun = l.turnEndRun[:0], l.turnEnd
-		l.turnEndAt = 0
+		l.beginTurnEnd()
 		l.stage = stageTurnEnd
 		fallthrough
 	case stageTurnEnd:
@@ -385,12 +387,13 @@ func (l *Loop) poll() {
 			l.wait()
 		}
 	}
-	l.now = l.clock()
-	if l.now-l.lastYield >= yieldTime && l.manual == nil {
+	before := l.lastYield
+	l.now = l.breathe()
+	if l.lastYield != before {
 		l.publish()
-		runtime.Gosched()
-		l.now = l.clock()
-		l.lastYield = l.now
+	}
+	if l.ready > 0 {
+		l.active = l.now
 	}
 }
 
@@ -400,7 +403,7 @@ func (l *Loop) pending() bool {
 		return true
 	}
 	at := l.timers.next()
-	return at != 0 && at <= l.clock()
+	return at != 0 && at <= l.now
 }
 
 // collect polls for up to timeout and returns how much there is.
@@ -426,42 +429,57 @@ func (l *Loop) pollFailed(err error) {
 	if l.pollFails == 1 {
 		l.logger.Error("poll failed", zap.String("loop", l.name), zap.Error(err))
 	}
-	invariant.Check(false, "poll of loop %s: %v", l.name, err)
 	time.Sleep(10 * time.Millisecond)
+	invariant.Check(false, "poll of loop %s: %v", l.name, err)
 }
 
-// wait polls until something happens.
+// wait polls until something happens. A loop that has had nothing to do for a while
+// gives back the memory its caches hold, once, and waits on.
 func (l *Loop) wait() {
-	from := l.clock()
-	timeout := time.Duration(-1)
-	if at := l.timers.next(); at != 0 {
-		timeout = time.Duration(max(at-from, 0))
-	}
-	trim := false
-	if !l.trimmed && (timeout < 0 || int64(timeout) > idleTime) {
-		trim, timeout = true, time.Duration(idleTime)
-	}
-	l.m.Blocks++
-	l.publish()
-	if !l.sleep.CompareAndSwap(awake, asleep) {
-		return // somebody is about to wake the loop: a wait now would miss it
-	}
-	if l.tasks.Len() > 0 {
-		l.sleep.CompareAndSwap(asleep, awake)
-		return
-	}
-	n := l.collect(timeout)
-	l.sleep.CompareAndSwap(asleep, awake)
-	l.lastYield = l.clock()
-	l.idle += l.lastYield - from
-	if n > 0 || l.tasks.Len() > 0 {
-		l.trimmed = len(l.caches) == 0
-	} else if trim {
-		for i := range l.caches {
-			l.caches[i].cache.Trim()
+	for {
+		from := l.clock()
+		timeout := time.Duration(-1)
+		if at := l.timers.next(); at != 0 {
+			if at <= from {
+				return
+			}
+			timeout = time.Duration(at - from)
 		}
-		l.trimmed = true
+		trimming := len(l.caches) > 0 && l.trimmed != l.active
+		if trimming {
+			left := idleTime - (from - l.active)
+			if left <= 0 {
+				l.trim()
+				continue
+			}
+			if trimming = timeout < 0 || left < int64(timeout); trimming {
+				timeout = time.Duration(left)
+			}
+		}
+		l.m.Blocks++
+		l.publish()
+		if !l.sleep.CompareAndSwap(awake, asleep) {
+			return // somebody is about to wake the loop: a wait now could miss it
+		}
+		n := 0
+		if l.tasks.Len() == 0 {
+			n = l.collect(timeout)
+		}
+		l.sleep.CompareAndSwap(asleep, awake)
+		l.lastYield = l.clock()
+		l.idle += l.lastYield - from
+		if n > 0 || l.tasks.Len() > 0 || !trimming {
+			return
+		}
 	}
+}
+
+// trim gives back the memory that the caches hold for a next burst.
+func (l *Loop) trim() {
+	for i := range l.caches {
+		l.caches[i].cache.Trim()
+	}
+	l.trimmed = l.active
 }
 
 // breathe yields if it is time to. It is called between calls of the same stage.
@@ -505,6 +523,9 @@ func (l *Loop) beginTasks() {
 	if l.batchAt == len(l.batch) && !l.final {
 		l.batch, l.batchAt = l.tasks.PopAll(), 0
 	}
+	if len(l.batch) > 0 {
+		l.active = l.now
+	}
 	l.taskEnd = min(len(l.batch), l.batchAt+taskBudget)
 	l.taskFrom = l.now
 }
@@ -534,6 +555,17 @@ func (l *Loop) runTimers() {
 		}
 		t.f()
 	}
+}
+
+// beginTurnEnd takes what has been asked for until now; what is asked for meanwhile
+// waits for the next turn.
+func (l *Loop) beginTurnEnd() {
+	spare := l.turnEndRun
+	if cap(spare) > 4096 && len(l.turnEnd) < cap(spare)/4 {
+		spare = nil // the memory of a burst
+	}
+	l.turnEnd, l.turnEndRun = spare[:0], l.turnEnd
+	l.turnEndAt = 0
 }
 
 func (l *Loop) runTurnEnd() {
@@ -599,7 +631,7 @@ func (l *Loop) mayEnd() bool {
 	}
 	l.ending++
 	if l.final {
-		return l.batchAt == len(l.batch)
+		return l.batchAt == len(l.batch) && (len(l.turnEnd) == 0 || l.ending > 2*endTurns)
 	}
 	if l.batchAt == len(l.batch) && (l.tasks.Len() == 0 && len(l.turnEnd) == 0 || l.ending > endTurns) {
 		l.batch, l.batchAt = l.tasks.Close(), 0

@@ -2,14 +2,16 @@ package eventloop
 
 import (
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"github.com/runnel-io/runnel/internal/goid"
 )
 
-// manualEpoch is where virtual time begins.
-var manualEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+// manualBase is what the clock of a Manual counts from. It shows 1 at the start, a
+// nanosecond later: 0 is not a deadline.
+var manualBase = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Add(-1)
 
 // maxIdleTurns is the number of turns after which RunUntilIdle gives up.
 const maxIdleTurns = 100_000
@@ -33,7 +35,6 @@ type Manual struct {
 	owner atomic.Uintptr // the goroutine inside
 	depth int            // calls of Enter it is in
 	turns bool           // a turn is under way
-	ended bool
 }
 
 // NewManual returns a loop on virtual time.
@@ -42,7 +43,8 @@ func NewManual() *Manual {
 	o := &Offload{manual: m, limit: 1 << 16, idle: make(chan struct{})}
 	l := newLoop("manual", nil, o)
 	o.logger = l.logger
-	l.base = manualEpoch
+	l.base = manualBase
+	m.nanos.Store(1)
 	l.manual = m
 	l.poller = &manualPoller{loop: l}
 	m.loop = l
@@ -53,7 +55,7 @@ func NewManual() *Manual {
 func (m *Manual) Loop() *Loop { return m.loop }
 
 // Now returns the virtual time.
-func (m *Manual) Now() time.Time { return manualEpoch.Add(time.Duration(m.nanos.Load())) }
+func (m *Manual) Now() time.Time { return manualBase.Add(time.Duration(m.nanos.Load())) }
 
 // Enter calls f as the loop: InLoop is true meanwhile, and what is for the loop only
 // may be used. It may be called inside itself. It panics when another goroutine is
@@ -66,6 +68,7 @@ func (m *Manual) Enter(f func()) {
 			panic("eventloop: Manual entered by two goroutines at once")
 		}
 		l.bind()
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	}
 	m.depth++
 	before := l.self.Swap(id) // 0 inside an offloaded function
@@ -108,9 +111,7 @@ func (m *Manual) turn() int {
 // runOffloaded runs the functions that wait now, off the loop.
 func (m *Manual) runOffloaded() int {
 	l, o := m.loop, m.loop.offload
-	o.mu.Lock()
-	n := len(o.waiting) - o.head
-	o.mu.Unlock()
+	n := m.offloaded()
 	if n == 0 {
 		return 0
 	}
@@ -126,6 +127,14 @@ func (m *Manual) runOffloaded() int {
 		t.Run()
 	}
 	return n
+}
+
+// offloaded returns the number of offloaded functions that wait.
+func (m *Manual) offloaded() int {
+	o := m.loop.offload
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.waiting) - o.head
 }
 
 // calls returns how many calls the loop has made.
@@ -149,11 +158,12 @@ func (m *Manual) RunUntilIdle() {
 
 // pending reports whether a turn would find something to do.
 func (m *Manual) pending() bool {
-	l, o := m.loop, m.loop.offload
-	o.mu.Lock()
-	n := len(o.waiting) - o.head
-	o.mu.Unlock()
-	return n > 0 || l.stage != stagePoll || l.pending() || l.poller.(*manualPoller).pending()
+	l := m.loop
+	if m.offloaded() > 0 || l.stage != stagePoll || l.pending() || l.poller.(*manualPoller).pending() {
+		return true
+	}
+	at := l.timers.next()
+	return at != 0 && at <= m.nanos.Load()
 }
 
 // Advance lets d pass: each timer that comes due meanwhile fires at its own time,
@@ -182,33 +192,44 @@ func (m *Manual) Ready(fd int, ev Event) {
 	m.Enter(func() { m.loop.poller.(*manualPoller).ready(fd, ev) })
 }
 
-// Close ends the loop: handles are told to close, Ops end, tasks run, timers are
-// dropped. Execute fails from here on. A second Close does nothing.
+// Close ends the loop: handles are told to close, offloaded functions and Ops end,
+// tasks run, timers are dropped. Execute fails from here on. A second Close does
+// nothing. It panics inside a turn.
 func (m *Manual) Close() {
 	m.Enter(func() {
-		if m.ended {
-			return
-		}
+		l := m.loop
 		if m.turns {
 			panic("eventloop: Manual closed inside a turn")
 		}
-		m.ended = true
-		l := m.loop
-		_ = l.Submit(&closeAll{l: l})
-		_ = l.Submit(endLoop{l})
-		for {
+		if isClosed(l.done) {
+			return
+		}
+		if !l.closing {
+			_ = l.Submit(&closeAll{l: l})
+		}
+		for i := 0; l.closed != nil || m.offloaded() > 0 && i < endTurns; i++ {
 			m.Turn()
-			if l.closing && l.mayEnd() {
-				break
-			}
+			l.mayEnd()
 		}
 		l.offload.mu.Lock()
 		l.offload.closed = true
 		l.offload.mu.Unlock()
-		m.runOffloaded()
+		l.ending = max(l.ending, 1)
+		for !l.mayEnd() {
+			m.Turn()
+		}
 		l.end()
 		close(l.done)
 	})
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // manualPoller is the poller of a Manual. What is ready stays so until its handle

@@ -193,7 +193,7 @@ func (o *Offload) call(t Task) {
 // the workers. On the goroutine of a loop or of an offloaded function it refuses
 // with [ErrWouldDeadlock] and does nothing. A second Close waits too.
 func (o *Offload) Close() error {
-	if mustNotWait() {
+	if WouldDeadlock() {
 		return ErrWouldDeadlock
 	}
 	o.mu.Lock()

@@ -80,11 +80,11 @@ func (p *Promise) Then(f func(err error)) {
 }
 
 // Wait waits for the result and returns it, or for the end of ctx and returns its
-// cause. On the goroutine of any loop or offloaded function it refuses with
+// error. On the goroutine of any loop or offloaded function it refuses with
 // [ErrWouldDeadlock], also when the result is there: whether it works must not
 // depend on luck.
 func (p *Promise) Wait(ctx context.Context) error {
-	if mustNotWait() {
+	if WouldDeadlock() {
 		return ErrWouldDeadlock
 	}
 	done := p.Done()
@@ -97,7 +97,7 @@ func (p *Promise) Wait(ctx context.Context) error {
 	case <-done:
 		return p.Err()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 }
 
