@@ -1,0 +1,249 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/invariant"
+	"go.uber.org/zap"
+)
+
+// Base is the part that all channels share: the pipeline, the lifecycle, water
+// marks and the way from other goroutines to the loop. A transport's channel
+// embeds it, calls Setup once, and implements [Core].
+//
+// Concurrency: the methods of [Channel] are safe from any goroutine. Setup comes
+// before all others; the Mark, Fire and Set methods are for the transport, on the
+// loop only, except SetWaterMarks before Register.
+type Base struct {
+	id     uint64
+	loop   *eventloop.Loop
+	self   Channel
+	core   Core
+	parent Channel
+	alloc  buffer.Allocator
+	logger *zap.Logger
+	pl     Pipeline
+
+	// Loop-only.
+	life        lifecycle
+	flushQueued bool
+	manualFlush bool
+
+	// Any goroutine.
+	active     atomic.Bool
+	autoRead   atomic.Bool
+	unwritable atomic.Uint32 // bit 0: the water mark; others: reserved for users
+	pending    atomic.Int64  // as the Core last reported; stored on the loop
+	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
+	high, low  atomic.Int64
+	closeErr   atomic.Pointer[closeReason]
+	closed     *eventloop.Promise
+	ctx        lazyContext
+}
+
+type closeReason struct{ err error }
+
+// BaseConfig is what a transport tells its Base.
+type BaseConfig struct {
+	Loop        *eventloop.Loop
+	Parent      Channel          // the listener; nil if there is none
+	Allocator   buffer.Allocator // nil: buffer.Default; a Pool is used through the loop's cache of it
+	Logger      *zap.Logger      // nil discards
+	ManualRead  bool             // start with AutoRead off
+	ManualFlush bool             // do not flush at the end of the turn
+	HighWater   int64            // pinned bytes; must be positive
+	LowWater    int64            // pinned bytes; at most HighWater
+}
+
+var lastID atomic.Uint64
+
+var nop = zap.NewNop()
+
+// Setup prepares b, which is embedded in self, on top of core.
+func (b *Base) Setup(self Channel, core Core, cfg BaseConfig) {
+	b.id = lastID.Add(1)
+	b.loop = cfg.Loop
+	b.self = self
+	b.core = core
+	b.parent = cfg.Parent
+	b.alloc = cfg.Allocator
+	b.logger = cfg.Logger
+	if b.logger == nil {
+		b.logger = nop
+	}
+	b.manualFlush = cfg.ManualFlush
+	b.autoRead.Store(!cfg.ManualRead)
+	b.SetWaterMarks(cfg.LowWater, cfg.HighWater)
+	b.closed = eventloop.NewPromise(cfg.Loop)
+	b.pl.init(b)
+}
+
+// ID implements [Channel].
+func (b *Base) ID() uint64 { return b.id }
+
+// Loop implements [Channel].
+func (b *Base) Loop() *eventloop.Loop { return b.loop }
+
+// Pipeline implements [Channel].
+func (b *Base) Pipeline() *Pipeline { return &b.pl }
+
+// Parent implements [Channel].
+func (b *Base) Parent() Channel { return b.parent }
+
+// LocalAddr implements [Channel].
+func (b *Base) LocalAddr() net.Addr { return b.core.LocalAddr() }
+
+// RemoteAddr implements [Channel].
+func (b *Base) RemoteAddr() net.Addr { return b.core.RemoteAddr() }
+
+// Logger is the channel's logger, never nil.
+func (b *Base) Logger() *zap.Logger { return b.logger }
+
+// Open implements [Channel].
+func (b *Base) Open() bool { return b.closeErr.Load() == nil }
+
+// Active implements [Channel].
+func (b *Base) Active() bool { return b.active.Load() }
+
+// Context implements [Channel].
+func (b *Base) Context() context.Context { return b.ctx.get(b) }
+
+// Closed implements [Channel].
+func (b *Base) Closed() eventloop.Future { return b.closed.Future() }
+
+// CloseReason implements [Channel].
+func (b *Base) CloseReason() error {
+	if r := b.closeErr.Load(); r != nil {
+		return r.err
+	}
+	return nil
+}
+
+// Alloc implements [Channel].
+func (b *Base) Alloc() buffer.Allocator { return b.alloc }
+
+// String names the channel and its ends.
+func (b *Base) String() string {
+	return fmt.Sprintf("channel %d [%v - %v]", b.id, b.core.LocalAddr(), b.core.RemoteAddr())
+}
+
+func (b *Base) base() *Base { return b }
+
+// Write implements [Channel].
+func (b *Base) Write(msg any) { b.pl.tail.write(b.pl.tail.prev, msg, nil) }
+
+// WriteThen implements [Channel].
+func (b *Base) WriteThen(msg any, then func(error)) { b.pl.tail.WriteThen(msg, then) }
+
+// Flush implements [Channel].
+func (b *Base) Flush() { b.pl.tail.Flush() }
+
+// Read implements [Channel].
+func (b *Base) Read() { b.pl.tail.Read() }
+
+// Close implements [Channel].
+func (b *Base) Close() { b.pl.tail.Close() }
+
+// CloseThen implements [Channel].
+func (b *Base) CloseThen(then func(error)) { b.pl.tail.CloseThen(then) }
+
+// CloseWrite implements [Channel].
+func (b *Base) CloseWrite() { b.pl.tail.CloseWrite() }
+
+// Reset implements [Channel].
+func (b *Base) Reset() { b.Abort(CloseReset, ErrReset) }
+
+// Abort closes without asking the pipeline's handlers: what the transport itself
+// does on errors and at the end of a drain. It is safe from any goroutine.
+func (b *Base) Abort(mode CloseMode, reason error) {
+	if !b.loop.InLoop() {
+		b.post(op{kind: opAbort, mode: mode, err: reason})
+		return
+	}
+	b.core.DoClose(mode, reason)
+}
+
+// AutoRead implements [Channel].
+func (b *Base) AutoRead() bool { return b.autoRead.Load() }
+
+// SetAutoRead implements [Channel].
+func (b *Base) SetAutoRead(on bool) {
+	if b.autoRead.Swap(on) == on {
+		return
+	}
+	if !b.loop.InLoop() {
+		b.post(op{kind: opAutoRead})
+		return
+	}
+	b.applyAutoRead()
+}
+
+// applyAutoRead tells the Core what AutoRead is now. Loop-only.
+func (b *Base) applyAutoRead() {
+	switch {
+	case !b.life.is(active):
+	case b.autoRead.Load():
+		b.Read()
+	default:
+		b.core.DoReadStop()
+	}
+}
+
+// touch has the pipeline flushed at the end of the turn. Loop-only.
+func (b *Base) touch() {
+	if !b.flushQueued && !b.manualFlush {
+		b.flushQueued = true
+		b.loop.AtTurnEnd((*turnFlush)(b))
+	}
+}
+
+// turnFlush is the Base as the task that flushes it.
+type turnFlush Base
+
+func (t *turnFlush) Run() {
+	b := (*Base)(t)
+	b.flushQueued = false
+	b.pl.guardedFlush(b.pl.tail.prev)
+}
+
+// lazyContext makes the context.Context of a channel when it is first asked for.
+type lazyContext struct {
+	mu     sync.Mutex
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	cause  error // set when the channel has closed
+}
+
+func (l *lazyContext) get(b *Base) context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx == nil {
+		l.ctx, l.cancel = context.WithCancelCause(context.Background())
+		if l.cause != nil {
+			l.cancel(l.cause)
+		}
+	}
+	return l.ctx
+}
+
+func (l *lazyContext) close(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cause = cause
+	if l.cancel != nil {
+		l.cancel(cause)
+	}
+}
+
+// onLoop asserts, in builds with invariants, that the caller is the loop.
+func (b *Base) onLoop() {
+	if invariant.Enabled {
+		invariant.OnLoop(b.loop)
+	}
+}

@@ -1,0 +1,143 @@
+package pipeline
+
+import (
+	"context"
+	"net"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+)
+
+// Channel is a connection, a listener or another source and sink of messages
+// with a pipeline of its own.
+//
+// Concurrency: every method is safe from any goroutine. On the channel's loop an
+// operation runs in place; elsewhere it is posted to the loop, in the order of the
+// calling goroutine. Two goroutines, or a goroutine and the loop, have no order
+// between them: if a goroutine posts a write and then tells the loop, which writes
+// in place, the second may leave first.
+//
+// Channels are made by transports; an implementation embeds [Base].
+type Channel interface {
+	// ID is unique in the process, in order of creation.
+	ID() uint64
+	// Loop is the loop that runs this channel for life.
+	Loop() *eventloop.Loop
+	// Pipeline is the channel's chain of handlers.
+	Pipeline() *Pipeline
+	// Parent is the listener that accepted this channel, else nil.
+	Parent() Channel
+	// LocalAddr and RemoteAddr are nil when unknown or not yet known.
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+
+	// Open reports that the channel has not closed; Active, that it is also
+	// connected or bound.
+	Open() bool
+	Active() bool
+	// Context is cancelled when the channel closes, with CloseReason as its cause.
+	Context() context.Context
+	// Closed completes, with nil, when the channel has closed: its descriptor is
+	// gone, HandleInactive is still to come.
+	Closed() eventloop.Future
+	// CloseReason is nil while the channel is open, then an error that matches
+	// ErrClosed and wraps the reason, if there was one.
+	CloseReason() error
+
+	// Alloc makes buffers for this channel; on the loop it takes no lock.
+	Alloc() buffer.Allocator
+
+	// Write sends msg through the whole pipeline. It takes msg over, whether or not
+	// it succeeds. It leaves at the end of the loop's turn, or at Flush. A failure
+	// goes to HandleError, unless it is a consequence of the close.
+	Write(msg any)
+	// WriteThen is Write; then is called once, on the loop, when msg has left or has
+	// failed.
+	WriteThen(msg any, then func(error))
+	// Flush sends what was written, now.
+	Flush()
+	// Read asks for one turn of reading; needed only while AutoRead is off.
+	Read()
+	// Close lets what was written leave first, then closes. Meanwhile the channel
+	// reads nothing.
+	Close()
+	// CloseThen is Close; then is called once, on the loop, when it has closed.
+	CloseThen(then func(error))
+	// CloseWrite closes the sending side after what was written has left. The peer
+	// sees the end of the stream; reading goes on.
+	CloseWrite()
+	// Reset closes at once and drops what was written. A TCP peer sees a reset.
+	Reset()
+
+	// AutoRead reports whether the channel reads on its own.
+	AutoRead() bool
+	// SetAutoRead switches that. After SetAutoRead(false) on the loop no more reads
+	// are made, but the message being handled may be followed by others that a
+	// decoder has already found in the same buffer.
+	SetAutoRead(on bool)
+
+	// Writable is false from the time the queue passes the high water mark until it
+	// falls below the low one. Bytes written by other goroutines count at once.
+	Writable() bool
+	// BytesBeforeUnwritable is how much may be queued before Writable becomes false,
+	// in pinned bytes; 0 if it is false.
+	BytesBeforeUnwritable() int64
+	// BytesBeforeWritable is how much must leave before Writable becomes true; 0 if
+	// it is true.
+	BytesBeforeWritable() int64
+
+	base() *Base
+}
+
+// CloseMode says how a [Core] is to close.
+type CloseMode uint8
+
+const (
+	// CloseFlushed lets the queue leave first, bounded by the transport's timeout.
+	CloseFlushed CloseMode = iota
+	// CloseNow drops the queue.
+	CloseNow
+	// CloseReset drops the queue and tells the peer, where the transport can.
+	CloseReset
+)
+
+// Core is what a transport implements under a [Base]: the end of every outbound
+// operation. Netty: Channel.Unsafe with the doXxx methods of AbstractChannel.
+//
+// All methods are called on the channel's loop, with messages and promises owned
+// by the Core from then on. A Core may call Base's Fire and Mark methods from
+// inside them.
+type Core interface {
+	// DoConnect connects and then completes p, if not nil, and calls
+	// [Base.MarkActive], or fails p and closes.
+	DoConnect(remote, local net.Addr, p *eventloop.Promise)
+	// DoWrite queues msg. It releases msg and fails p when the channel cannot take it.
+	DoWrite(msg any, p *eventloop.Promise)
+	// DoFlush sends what is queued.
+	DoFlush()
+	// DoRead asks for one turn of reading.
+	DoRead()
+	// DoReadStop withdraws such a request: AutoRead went off.
+	DoReadStop()
+	// DoClose closes; a later call may be more urgent than the first. When the
+	// descriptor is gone the Core calls [Base.MarkClosed] and then fails its queue.
+	DoClose(mode CloseMode, reason error)
+	// DoCloseWrite closes the sending side behind the queue, then completes p.
+	DoCloseWrite(p *eventloop.Promise)
+	// DoWritability is told of a change just before HandleWritability.
+	DoWritability(writable bool)
+	// DoEnd is the last call: the pipeline is empty.
+	DoEnd()
+	// LocalAddr and RemoteAddr may be called from any goroutine.
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+}
+
+// TailCore is a Core that wants what reaches the tail of the pipeline, instead of
+// having it logged and released. It owns what it is given.
+type TailCore interface {
+	Core
+	UnhandledRead(msg any)
+	UnhandledEvent(ev any)
+	UnhandledError(err error)
+}

@@ -1,0 +1,313 @@
+package pipeline
+
+import (
+	"net"
+	"runtime/debug"
+	"time"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+)
+
+// Context is a handler's place in a pipeline, and its way to the handlers before
+// and after it. In a handler it is called c.
+//
+// The Fire methods go to the next handler after this one, the operations (Write,
+// Flush, Close and so on) to the next one before it. They take messages over,
+// whether or not they succeed.
+//
+// Concurrency: safe from any goroutine, like [Channel]; also after the handler has
+// been removed, when events go on to its former neighbours.
+type Context struct {
+	next, prev *Context
+	mask       mask
+	removed    bool
+	reader     ReadHandler
+	writer     WriteHandler
+	p          *Pipeline
+	handler    any
+	given      any // what was passed to Add: the Maker, or the handler
+	name       string
+	ordinal    int // names it among the handlers of its type when name is empty
+}
+
+// Channel returns the channel.
+func (c *Context) Channel() Channel { return c.p.base.self }
+
+// Pipeline returns the pipeline.
+func (c *Context) Pipeline() *Pipeline { return c.p }
+
+// Loop returns the channel's loop.
+func (c *Context) Loop() *eventloop.Loop { return c.p.base.loop }
+
+// Alloc makes buffers for this channel.
+func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
+
+// Handler returns the handler.
+func (c *Context) Handler() any { return c.handler }
+
+// Name returns the name that the handler was added with, or Type#N.
+func (c *Context) Name() string {
+	if c.name != "" {
+		return c.name
+	}
+	return typeName(c.given, c.ordinal)
+}
+
+// Remove removes the handler from its pipeline. A second call returns
+// ErrNoHandler.
+func (c *Context) Remove() error { return c.p.Remove(c) }
+
+// Removed reports whether the handler has been removed. Loop-only.
+func (c *Context) Removed() bool { return c.removed }
+
+// FireRead passes a message on to the next ReadHandler.
+func (c *Context) FireRead(msg any) {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opFireRead, c: c, msg: msg})
+		return
+	}
+	if p.depth == 0 {
+		p.guardedRead(c.next, msg)
+		return
+	}
+	p.read(c.next, msg)
+}
+
+// FireEvent passes a user event on to the next EventHandler.
+func (c *Context) FireEvent(ev any) {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opFireEvent, c: c, msg: ev})
+		return
+	}
+	p.guardedEvent(c.next, ev)
+}
+
+func (p *Pipeline) guardedEvent(c *Context, ev any) {
+	defer p.leave(p.enter())
+	p.event(c, ev)
+	p.normal = true
+}
+
+// FireError passes an error on to the next ErrorHandler.
+func (c *Context) FireError(err error) {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opFireError, c: c, err: err})
+		return
+	}
+	if p.depth == 0 || c == &p.head {
+		p.guardedError(c.next, err)
+		return
+	}
+	p.errorAt(c.next, err)
+}
+
+// FireRegistered lets a held notification go on.
+func (c *Context) FireRegistered() { c.fire(maskRegistered) }
+
+// FireUnregistered lets a held notification go on.
+func (c *Context) FireUnregistered() { c.fire(maskUnregistered) }
+
+// FireActive lets a held notification go on.
+func (c *Context) FireActive() { c.fire(maskActive) }
+
+// FireInactive lets a held notification go on.
+func (c *Context) FireInactive() { c.fire(maskInactive) }
+
+// FireReadComplete lets a held notification go on, or tells the handlers after
+// this one that messages it has fired outside a read are complete.
+func (c *Context) FireReadComplete() { c.fire(maskReadComplete) }
+
+// FireWritability lets a held notification go on.
+func (c *Context) FireWritability() { c.fire(maskWritability) }
+
+func (c *Context) fire(ev mask) {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opNotify, c: c, ev: ev})
+		return
+	}
+	p.notifyGuarded(c.next, ev)
+}
+
+// Write sends msg to the handlers before this one. A failure goes to HandleError,
+// unless it is a consequence of the close.
+func (c *Context) Write(msg any) { c.write(c.prev, msg, nil) }
+
+// WriteThen is Write; then is called once, on the loop, when msg has left or has
+// failed.
+func (c *Context) WriteThen(msg any, then func(error)) {
+	c.write(c.prev, msg, c.promise(then))
+}
+
+// ForwardWrite goes on with a write that a [WriteHandler] was called with. p may be
+// nil.
+func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) { c.write(c.prev, msg, p) }
+
+// write starts a write at from. On the loop it runs in place.
+func (c *Context) write(from *Context, msg any, pr *eventloop.Promise) {
+	p := c.p
+	b := p.base
+	if !b.loop.InLoop() {
+		size := PendingSize(msg, b.high.Load())
+		b.addForeign(size)
+		b.post(op{kind: opWrite, c: from, msg: msg, p: pr, size: size})
+		return
+	}
+	b.touch()
+	if p.depth == 0 {
+		p.guardedWrite(from, msg, pr)
+		return
+	}
+	p.write(from, msg, pr)
+}
+
+func (p *Pipeline) guardedWrite(c *Context, msg any, pr *eventloop.Promise) {
+	defer p.leave(p.enter())
+	p.write(c, msg, pr)
+	p.normal = true
+}
+
+// Flush sends what was written, now.
+func (c *Context) Flush() {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opFlush, c: c.prev})
+		return
+	}
+	if p.depth == 0 {
+		p.guardedFlush(c.prev)
+		return
+	}
+	p.flush(c.prev)
+}
+
+func (p *Pipeline) guardedFlush(c *Context) {
+	defer p.leave(p.enter())
+	p.flush(c)
+	p.normal = true
+}
+
+// Read asks for one turn of reading; needed only while AutoRead is off, or to go
+// on with a request that a [ReadRequestHandler] was called with.
+func (c *Context) Read() {
+	p := c.p
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opRead, c: c.prev})
+		return
+	}
+	if p.depth == 0 {
+		p.guardedReadRequest(c.prev)
+		return
+	}
+	p.readRequest(c.prev)
+}
+
+// Close lets what was written leave first, then closes.
+func (c *Context) Close() { c.do(op{kind: opClose, c: c.prev}) }
+
+// CloseThen is Close; then is called once, on the loop, when it has closed.
+func (c *Context) CloseThen(then func(error)) {
+	c.do(op{kind: opClose, c: c.prev, p: c.promise(then)})
+}
+
+// ForwardClose goes on with a close that a [CloseHandler] was called with.
+func (c *Context) ForwardClose(p *eventloop.Promise) { c.do(op{kind: opClose, c: c.prev, p: p}) }
+
+// CloseWrite closes the sending side after what was written has left.
+func (c *Context) CloseWrite() { c.do(op{kind: opCloseWrite, c: c.prev}) }
+
+// ForwardCloseWrite goes on with what a [CloseWriteHandler] was called with.
+func (c *Context) ForwardCloseWrite(p *eventloop.Promise) {
+	c.do(op{kind: opCloseWrite, c: c.prev, p: p})
+}
+
+// ForwardConnect goes on with a connect that a [ConnectHandler] was called with.
+func (c *Context) ForwardConnect(remote, local net.Addr, p *eventloop.Promise) {
+	c.do(op{kind: opConnect, c: c.prev, remote: remote, local: local, p: p})
+}
+
+// do runs an operation in place on the loop, and posts it elsewhere.
+func (c *Context) do(o op) {
+	b := c.p.base
+	if !b.loop.InLoop() {
+		b.post(o)
+		return
+	}
+	o.b = b
+	if c.p.depth == 0 {
+		c.p.guardedOp(&o)
+		return
+	}
+	o.perform()
+}
+
+// promise makes the completion of an operation whose then runs as this handler.
+func (c *Context) promise(then func(error)) *eventloop.Promise {
+	if then == nil {
+		return nil
+	}
+	p := eventloop.NewPromise(c.p.base.loop)
+	p.Then(func(err error) { c.callback(then, err) })
+	return p
+}
+
+// callback calls a completion. On the loop it is guarded like a handler's method;
+// when the loop has ended it runs where the end was found.
+func (c *Context) callback(then func(error), err error) {
+	if !c.p.base.loop.InLoop() {
+		then(err)
+		return
+	}
+	c.p.run(c, func() { then(err) })
+}
+
+// Execute calls f on the loop as this handler: a panic in f is the handler's. On
+// the loop, too, f runs later. After the channel's loop has ended f does not run
+// and Execute returns eventloop.ErrLoopClosed.
+func (c *Context) Execute(f func()) error {
+	return c.p.base.loop.Execute(func() { c.p.run(c, f) })
+}
+
+// Schedule calls f on the loop as this handler, not before d has passed.
+func (c *Context) Schedule(d time.Duration, f func()) *eventloop.Timer {
+	return c.p.base.loop.Schedule(d, func() { c.p.run(c, f) })
+}
+
+// notify calls the method of notification m, in the form that m says.
+func (c *Context) notify(m mask) error {
+	switch m {
+	case maskReadComplete:
+		return c.handler.(ReadCompleteHandler).HandleReadComplete(c)
+	case maskActive:
+		return c.handler.(ActiveHandler).HandleActive(c)
+	case maskInactive:
+		return c.handler.(InactiveHandler).HandleInactive(c)
+	case maskRegistered:
+		return c.handler.(RegisteredHandler).HandleRegistered(c)
+	case maskUnregistered:
+		return c.handler.(UnregisteredHandler).HandleUnregistered(c)
+	case maskWritability:
+		return c.handler.(WritabilityHandler).HandleWritability(c)
+	case maskReadComplete << holdShift:
+		return c.handler.(ReadCompleteInterceptor).InterceptReadComplete(c)
+	case maskActive << holdShift:
+		return c.handler.(ActiveInterceptor).InterceptActive(c)
+	case maskInactive << holdShift:
+		return c.handler.(InactiveInterceptor).InterceptInactive(c)
+	case maskRegistered << holdShift:
+		return c.handler.(RegisteredInterceptor).InterceptRegistered(c)
+	case maskUnregistered << holdShift:
+		return c.handler.(UnregisteredInterceptor).InterceptUnregistered(c)
+	case maskWritability << holdShift:
+		return c.handler.(WritabilityInterceptor).InterceptWritability(c)
+	}
+	return nil
+}
+
+func newPanicError(c *Context, v any) *PanicError {
+	return &PanicError{Value: v, Handler: c.Name(), Stack: debug.Stack()}
+}

@@ -1,0 +1,16 @@
+// Package pipeline is the event model of Runnel: a [Channel] has a [Pipeline],
+// a chain of handlers through which inbound events travel from the transport to
+// the application and outbound operations travel back.
+//
+// The one rule to keep: every handler method runs on the channel's loop, one at
+// a time, so a handler's own state needs no lock, and a handler that blocks stops
+// every channel of that loop. Blocking work goes through [Context.Offload].
+//
+// A handler implements one or more of the small interfaces of this package, such
+// as [ReadHandler] or [WriteHandler]; which ones is found once, when it is added,
+// and an event goes straight to the next handler that wants it. Start with [On],
+// which turns a function into a handler of one message type.
+//
+// Messages are counted: passing one on ([Context.FireRead], [Context.Write])
+// hands its reference over, whether or not that succeeds.
+package pipeline

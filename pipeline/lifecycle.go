@@ -1,0 +1,139 @@
+package pipeline
+
+// lifecycle is where a channel stands. It only moves forward.
+type lifecycle uint8
+
+const (
+	fresh      lifecycle = iota // made, not yet on its loop
+	registered                  // on its loop, HandleActive not fired
+	active                      // HandleActive fired
+	closed                      // the descriptor is gone
+)
+
+// owed is what the pipeline must still be told after a close.
+type owed uint8
+
+const (
+	owesInactive owed = 1 << iota
+	owesUnregistered
+	owesEnd // the Core must be told that all is over
+)
+
+func (s lifecycle) is(o lifecycle) bool { return s == o }
+
+// register reports whether the channel may be registered.
+func (s *lifecycle) register() bool {
+	if *s != fresh {
+		return false
+	}
+	*s = registered
+	return true
+}
+
+// activate reports whether HandleActive is to be fired.
+func (s *lifecycle) activate() bool {
+	if *s != registered {
+		return false
+	}
+	*s = active
+	return true
+}
+
+// close reports what is owed. A second close owes nothing.
+func (s *lifecycle) close() (o owed) {
+	switch *s {
+	case fresh:
+		o = owesEnd
+	case registered:
+		o = owesUnregistered | owesEnd
+	case active:
+		o = owesInactive | owesUnregistered | owesEnd
+	case closed:
+	}
+	*s = closed
+	return o
+}
+
+// Register starts the channel on its loop: init, which adds the handlers, then
+// HandleRegistered. An error or a panic of init closes the channel; Register
+// returns it. Loop-only, once.
+func (b *Base) Register(init func(Channel) error) error {
+	b.onLoop()
+	if !b.life.register() {
+		return b.closeError()
+	}
+	if b.alloc == nil || b.alloc != b.loop.Allocator(b.alloc) {
+		b.alloc = b.loop.Allocator(b.alloc)
+	}
+	if err := b.pl.runInit(init); err != nil {
+		b.core.DoClose(CloseNow, err)
+		return err
+	}
+	if b.life.is(registered) {
+		b.pl.notifyFromHead(maskRegistered)
+	}
+	return nil
+}
+
+// MarkActive tells the pipeline that the channel is connected or bound, and asks
+// for the first read. Loop-only; later calls do nothing.
+func (b *Base) MarkActive() {
+	b.onLoop()
+	if !b.life.activate() {
+		return
+	}
+	b.active.Store(true)
+	b.pl.notifyFromHead(maskActive)
+	if b.autoRead.Load() && b.life.is(active) {
+		b.Read()
+	}
+}
+
+// MarkClosed tells all who wait that the channel has closed, and has the pipeline
+// told in a later task: HandleInactive if it was active, HandleUnregistered, then
+// the handlers are removed from the tail to the head. Loop-only; later calls do
+// nothing. The Core fails its queue with [Base.CloseReason] afterwards.
+func (b *Base) MarkClosed(reason error) {
+	b.onLoop()
+	o := b.life.close()
+	if o == 0 {
+		return
+	}
+	err := ErrClosed
+	if reason != nil {
+		err = &closedBecause{reason}
+	}
+	b.active.Store(false)
+	b.closeErr.Store(&closeReason{err})
+	b.ctx.close(err)
+	t := &endTask{b, o}
+	b.closed.Complete(nil)
+	if b.loop.Submit(t) != nil {
+		t.Run()
+	}
+}
+
+type endTask struct {
+	b *Base
+	o owed
+}
+
+func (t *endTask) Run() {
+	b := t.b
+	if t.o&owesInactive != 0 {
+		b.pl.notifyFromHead(maskInactive)
+	}
+	if t.o&owesUnregistered != 0 {
+		b.pl.notifyFromHead(maskUnregistered)
+	}
+	b.pl.removeAll()
+	b.core.DoEnd()
+}
+
+// closeError is CloseReason, or ErrClosed while the channel is still open.
+func (b *Base) closeError() error {
+	if err := b.CloseReason(); err != nil {
+		return err
+	}
+	return ErrClosed
+}

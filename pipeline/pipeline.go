@@ -1,0 +1,560 @@
+package pipeline
+
+import (
+	"fmt"
+	"net"
+	"reflect"
+	"strconv"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"go.uber.org/zap"
+)
+
+// Pipeline is the chain of a channel's handlers. Inbound events travel from the
+// head, at the transport, to the tail; outbound operations from the tail to the
+// head.
+//
+// What reaches the tail is released: a message that nobody took is reported at
+// debug level, an error that nobody handled at warn level, with the channel and
+// the handler it came from.
+//
+// Concurrency: safe from any goroutine. Off the loop a change of the chain is made
+// by the loop while the caller waits; on another loop, where waiting could
+// deadlock, it is refused with [eventloop.ErrWouldDeadlock].
+type Pipeline struct {
+	base       *Base
+	head, tail Context
+
+	// Loop-only.
+	cur     *Context // the handler that runs
+	frames  []frame  // notifications under way
+	depth   int      // guards under way
+	inError int      // HandleError calls under way
+	normal  bool     // the innermost guarded stretch has come to its end
+	exiting bool     // a Goexit is unwinding this goroutine
+	removed bool     // all handlers have been removed: the channel is over
+	wanted  mask     // what any handler that was ever added takes
+	errFrom *Context // where the error now under way came from
+}
+
+func (p *Pipeline) init(b *Base) {
+	p.base = b
+	h, t := headHandler{b}, tailHandler{b}
+	p.head = Context{p: p, handler: h, given: h, name: "head", mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite, writer: h}
+	p.tail = Context{p: p, handler: t, given: t, name: "tail", mask: maskRead | maskEvent | maskError, reader: t}
+	p.head.next, p.tail.prev = &p.tail, &p.head
+	p.cur = &p.head
+}
+
+// Channel returns the channel that this pipeline belongs to.
+func (p *Pipeline) Channel() Channel { return p.base.self }
+
+// Add appends handlers at the tail, named by their types. A [Maker] is asked for a
+// handler of this pipeline. Nothing is added if one of them is not a handler. If a
+// HandleAdded fails, that handler is removed again, the error goes to HandleError
+// and is returned, and the handlers after it are not added.
+func (p *Pipeline) Add(handlers ...any) error {
+	return p.change(func() error {
+		cs := make([]*Context, len(handlers))
+		for i, h := range handlers {
+			c, err := p.newContext("", h)
+			if err != nil {
+				return err
+			}
+			cs[i] = c
+		}
+		for _, c := range cs {
+			p.nameByType(c)
+			if err := p.insert(c, p.tail.prev); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// AddFirst is Add at the head: the first of handlers becomes the first of all.
+func (p *Pipeline) AddFirst(handlers ...any) error {
+	return p.change(func() error {
+		at := &p.head
+		for _, h := range handlers {
+			c, err := p.newContext("", h)
+			if err != nil {
+				return err
+			}
+			p.nameByType(c)
+			if err := p.insert(c, at); err != nil {
+				return err
+			}
+			at = c
+		}
+		return nil
+	})
+}
+
+// AddNamed appends one handler at the tail. An empty name means by type.
+func (p *Pipeline) AddNamed(name string, handler any) (*Context, error) {
+	return p.place(name, handler, func() (*Context, error) { return p.tail.prev, nil })
+}
+
+// AddBefore adds a handler before ref, which is a name or a *Context.
+func (p *Pipeline) AddBefore(ref any, name string, handler any) (*Context, error) {
+	return p.place(name, handler, func() (*Context, error) {
+		c, err := p.lookup(ref)
+		if err != nil {
+			return nil, err
+		}
+		return c.prev, nil
+	})
+}
+
+// AddAfter adds a handler after ref, which is a name or a *Context.
+func (p *Pipeline) AddAfter(ref any, name string, handler any) (*Context, error) {
+	return p.place(name, handler, func() (*Context, error) { return p.lookup(ref) })
+}
+
+// Replace puts a handler in the place of ref, which is a name or a *Context. The
+// new handler's HandleAdded runs before the old one's HandleRemoved, because
+// removal may pass on what was buffered.
+func (p *Pipeline) Replace(ref any, name string, handler any) (*Context, error) {
+	var added *Context
+	err := p.change(func() error {
+		old, err := p.lookup(ref)
+		if err != nil {
+			return err
+		}
+		c, err := p.newContext(name, handler)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			p.nameByType(c)
+		} else if other := p.byName(name); other != nil && other != old {
+			return fmt.Errorf("%w: %q", ErrDuplicateName, name)
+		}
+		if err := p.insert(c, old); err != nil {
+			return err
+		}
+		added = c
+		// What the new handler's HandleAdded did may have removed the old one.
+		p.unlink(old)
+		return nil
+	})
+	return added, err
+}
+
+// Remove removes ref, which is a name or a *Context. Events that the handler is
+// in the middle of still go on to its former neighbours.
+func (p *Pipeline) Remove(ref any) error {
+	return p.change(func() error {
+		c, err := p.lookup(ref)
+		if err != nil {
+			return err
+		}
+		p.unlink(c)
+		return nil
+	})
+}
+
+// Get returns the context of a handler by its name, or nil. Loop-only.
+func (p *Pipeline) Get(name string) *Context {
+	p.base.onLoop()
+	return p.byName(name)
+}
+
+// Find returns the first handler that was added as a T, or nil. For a handler
+// made by a [Maker] T is the Maker's type or the handler's. Loop-only.
+func Find[T any](p *Pipeline) *Context {
+	p.base.onLoop()
+	for c := p.head.next; c != &p.tail; c = c.next {
+		if _, ok := c.given.(T); ok {
+			return c
+		}
+		if _, ok := c.handler.(T); ok {
+			return c
+		}
+	}
+	return nil
+}
+
+// Names returns the handlers' names from head to tail. Loop-only.
+func (p *Pipeline) Names() []string {
+	p.base.onLoop()
+	var names []string
+	for c := p.head.next; c != &p.tail; c = c.next {
+		names = append(names, c.Name())
+	}
+	return names
+}
+
+// change makes a structural change on the loop.
+func (p *Pipeline) change(f func() error) error {
+	if p.base.loop.InLoop() {
+		return f()
+	}
+	if eventloop.WouldDeadlock() {
+		return eventloop.ErrWouldDeadlock
+	}
+	done := make(chan error, 1)
+	if err := p.base.loop.Execute(func() { done <- f() }); err != nil {
+		return p.base.closeError()
+	}
+	return <-done
+}
+
+// place adds one handler behind the context that after returns.
+func (p *Pipeline) place(name string, handler any, after func() (*Context, error)) (*Context, error) {
+	var added *Context
+	err := p.change(func() error {
+		c, err := p.newContext(name, handler)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			p.nameByType(c)
+		} else if p.byName(name) != nil {
+			return fmt.Errorf("%w: %q", ErrDuplicateName, name)
+		}
+		at, err := after()
+		if err != nil {
+			return err
+		}
+		added = c
+		return p.insert(c, at)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return added, nil
+}
+
+// newContext prepares a context for handler, which it makes if it is a Maker.
+func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
+	if p.removed {
+		return nil, p.base.closeError()
+	}
+	given := handler
+	if m, ok := handler.(Maker); ok {
+		handler = m.NewHandler()
+	}
+	m := maskOf(handler)
+	if m == 0 {
+		return nil, fmt.Errorf("%w: %T implements none of the handler interfaces", ErrNotHandler, handler)
+	}
+	if m.twice() {
+		return nil, fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
+	}
+	c := &Context{p: p, handler: handler, given: given, name: name, mask: m}
+	c.reader, _ = handler.(ReadHandler)
+	c.writer, _ = handler.(WriteHandler)
+	return c, nil
+}
+
+// nameByType gives c the next free number among the handlers of its type.
+func (p *Pipeline) nameByType(c *Context) {
+	t := reflect.TypeOf(c.given)
+	for o := p.head.next; o != &p.tail; o = o.next {
+		if reflect.TypeOf(o.given) == t && o.name == "" && o.ordinal >= c.ordinal {
+			c.ordinal = o.ordinal + 1
+		}
+	}
+}
+
+// insert links c behind at and calls its HandleAdded.
+func (p *Pipeline) insert(c, at *Context) error {
+	c.prev, c.next = at, at.next
+	at.next.prev = c
+	at.next = c
+	p.wanted |= c.mask
+	if c.mask&maskAdded == 0 {
+		return nil
+	}
+	err := p.callAdded(c)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("pipeline: adding handler %q: %w", c.Name(), err)
+	next := c.next
+	p.unlink(c)
+	p.guardedError(next, err)
+	return err
+}
+
+// callAdded calls HandleAdded; a panic in it is an error of the addition.
+func (p *Pipeline) callAdded(c *Context) (err error) {
+	prev, frames := p.cur, len(p.frames)
+	p.depth++
+	defer func() {
+		p.depth--
+		p.cur, p.frames = prev, p.frames[:frames]
+		if v := recover(); v != nil {
+			err = newPanicError(c, v)
+		}
+	}()
+	p.cur = c
+	return c.handler.(AddedHandler).HandleAdded(c)
+}
+
+// unlink takes c out of the chain and calls its HandleRemoved, once. c keeps its
+// neighbours, so that what its handler passes on while or after being removed
+// still arrives.
+func (p *Pipeline) unlink(c *Context) {
+	if c.removed {
+		return
+	}
+	m := c.mask
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.removed = true
+	c.mask = 0
+	if m&maskRemoved != 0 {
+		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
+	}
+}
+
+// removeAll removes every handler from the tail to the head: the channel is over.
+func (p *Pipeline) removeAll() {
+	p.removed = true
+	for p.tail.prev != &p.head {
+		p.unlink(p.tail.prev)
+	}
+}
+
+// lookup finds a handler by name or *Context.
+func (p *Pipeline) lookup(ref any) (*Context, error) {
+	switch r := ref.(type) {
+	case string:
+		if c := p.byName(r); c != nil {
+			return c, nil
+		}
+		return nil, fmt.Errorf("%w: %q", ErrNoHandler, r)
+	case *Context:
+		if r != nil && r.p == p && !r.removed && r != &p.head && r != &p.tail {
+			return r, nil
+		}
+		return nil, ErrNoHandler
+	}
+	return nil, fmt.Errorf("%w: a handler is named by a string or a *Context, not by a %T", ErrNoHandler, ref)
+}
+
+func (p *Pipeline) byName(name string) *Context {
+	for c := p.head.next; c != &p.tail; c = c.next {
+		if c.name == name || c.name == "" && c.Name() == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// typeName is a handler's name by its type: the last part of the type's name.
+func typeName(given any, ordinal int) string {
+	t := reflect.TypeOf(given)
+	if t == nil {
+		return "nil"
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	n := t.Name()
+	if n == "" {
+		n = t.String()
+	}
+	return n + "#" + strconv.Itoa(ordinal)
+}
+
+// The walks: each goes to the next context that takes the event, calls it, and
+// records who runs. They end at the head or the tail, which take everything.
+
+func (p *Pipeline) read(c *Context, msg any) {
+	for c.mask&maskRead == 0 {
+		c = c.next
+	}
+	prev := p.cur
+	p.cur = c
+	if err := c.reader.HandleRead(c, msg); err != nil {
+		p.errorAt(c, err)
+	}
+	p.cur = prev
+}
+
+func (p *Pipeline) event(c *Context, ev any) {
+	for c.mask&maskEvent == 0 {
+		c = c.next
+	}
+	prev := p.cur
+	p.cur = c
+	if err := c.handler.(EventHandler).HandleEvent(c, ev); err != nil {
+		p.errorAt(c, err)
+	}
+	p.cur = prev
+}
+
+// errorAt delivers err to the first HandleError from c on, c's own included.
+func (p *Pipeline) errorAt(c *Context, err error) {
+	if p.errFrom == nil {
+		p.errFrom = c
+		defer func() { p.errFrom = nil }()
+	}
+	for c.mask&maskError == 0 {
+		c = c.next
+	}
+	prev := p.cur
+	p.cur = c
+	p.inError++
+	c.handler.(ErrorHandler).HandleError(c, err)
+	p.inError--
+	p.cur = prev
+}
+
+// notify delivers a notification to all handlers from c on, until one holds it.
+func (p *Pipeline) notify(c *Context, ev mask) {
+	for ; c != nil; c = c.next {
+		m := c.mask & (ev | ev.hold())
+		if m == 0 {
+			continue
+		}
+		prev := p.cur
+		p.cur = c
+		own := ev
+		if m != ev {
+			own = 0 // held: a panic does not make it go on
+		}
+		p.frames = append(p.frames, frame{c, own})
+		err := c.notify(m)
+		p.frames = p.frames[:len(p.frames)-1]
+		if err != nil {
+			p.errorAt(c, err)
+		}
+		p.cur = prev
+		if m != ev {
+			return
+		}
+	}
+}
+
+// readComplete ends a turn's reads at the head, and asks for more if the channel
+// reads on its own; a handler that holds the notification does not hold that.
+func (p *Pipeline) readComplete() {
+	p.notifyFromHead(maskReadComplete)
+	b := p.base
+	if !b.autoRead.Load() || b.life != active {
+		return
+	}
+	if p.wanted&maskReadRequest == 0 {
+		b.core.DoRead()
+		return
+	}
+	p.guardedReadRequest(p.tail.prev)
+}
+
+func (p *Pipeline) guardedReadRequest(c *Context) {
+	defer p.leave(p.enter())
+	p.readRequest(c)
+	p.normal = true
+}
+
+func (p *Pipeline) write(c *Context, msg any, pr *eventloop.Promise) {
+	for c.mask&maskWrite == 0 {
+		c = c.prev
+	}
+	prev := p.cur
+	p.cur = c
+	if err := c.writer.HandleWrite(c, msg, pr); err != nil {
+		p.outboundFailed(pr, err)
+	}
+	p.cur = prev
+}
+
+func (p *Pipeline) flush(c *Context) {
+	for c.mask&maskFlush == 0 {
+		c = c.prev
+	}
+	prev := p.cur
+	p.cur = c
+	if err := c.handler.(FlushHandler).HandleFlush(c); err != nil {
+		p.outboundFailed(nil, err)
+	}
+	p.cur = prev
+}
+
+func (p *Pipeline) readRequest(c *Context) {
+	for c.mask&maskReadRequest == 0 {
+		c = c.prev
+	}
+	prev := p.cur
+	p.cur = c
+	if err := c.handler.(ReadRequestHandler).HandleReadRequest(c); err != nil {
+		p.outboundFailed(nil, err)
+	}
+	p.cur = prev
+}
+
+// outboundFailed reports an outbound handler's error: to the promise, or to
+// HandleError from the head on if nobody asked for a completion.
+func (p *Pipeline) outboundFailed(pr *eventloop.Promise, err error) {
+	if pr != nil {
+		pr.Complete(err)
+		return
+	}
+	p.errorAt(p.head.next, err)
+}
+
+// The Fire methods let an event enter at the head. They are what a transport
+// calls, and what a test or an application may call to play one.
+
+// FireRead delivers msg to the first ReadHandler. It takes msg over.
+func (p *Pipeline) FireRead(msg any) {
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opFireRead, c: &p.head, msg: msg})
+		return
+	}
+	p.guardedRead(p.head.next, msg)
+}
+
+func (p *Pipeline) guardedRead(c *Context, msg any) {
+	defer p.leave(p.enter())
+	p.read(c, msg)
+	p.normal = true
+}
+
+// FireReadComplete delivers the end of a turn's reads; with AutoRead it asks for
+// more afterwards.
+func (p *Pipeline) FireReadComplete() {
+	if !p.base.loop.InLoop() {
+		p.base.post(op{kind: opNotify, c: &p.head, ev: maskReadComplete})
+		return
+	}
+	p.readComplete()
+}
+
+// FireEvent delivers a user event to the first EventHandler. It takes ev over.
+func (p *Pipeline) FireEvent(ev any) { p.head.FireEvent(ev) }
+
+// FireError delivers err to the first ErrorHandler.
+func (p *Pipeline) FireError(err error) { p.head.FireError(err) }
+
+// Connect connects the channel, through the handlers from the tail on; local may be
+// nil. It is for transports; users dial with transport.Dialer.
+func (p *Pipeline) Connect(remote, local net.Addr, pr *eventloop.Promise) {
+	p.tail.ForwardConnect(remote, local, pr)
+}
+
+// FailWrite reports the failure of a write: to p, or, when nobody asked for a
+// completion, to HandleError from the head on. It is what a [Core] calls for
+// failures that are not a consequence of a close. Loop-only.
+func (p *Pipeline) FailWrite(pr *eventloop.Promise, err error) {
+	if pr != nil {
+		pr.Complete(err)
+		return
+	}
+	p.FireError(err)
+}
+
+// tailUnhandled logs an error that no handler took.
+func (p *Pipeline) tailUnhandled(err error) {
+	from := "transport"
+	if p.errFrom != nil && p.errFrom != &p.head && p.errFrom != &p.tail {
+		from = p.errFrom.Name()
+	}
+	p.base.logger.Warn("unhandled error",
+		zap.Stringer("channel", p.base), zap.String("handler", from), zap.Error(err))
+}

@@ -1,0 +1,68 @@
+package pipeline
+
+import "github.com/runnel-io/runnel/eventloop"
+
+// On makes a handler of the messages of type M; others go on. The message is f's
+// on every way out, errors included: f releases it or passes it on. Netty:
+// SimpleChannelInboundHandler, which releases for its handler.
+func On[M any](f func(c *Context, msg M) error) ReadHandler { return onRead[M](f) }
+
+type onRead[M any] func(c *Context, msg M) error
+
+func (f onRead[M]) HandleRead(c *Context, msg any) error {
+	if m, ok := msg.(M); ok {
+		return f(c, m)
+	}
+	c.FireRead(msg)
+	return nil
+}
+
+// OnWrite makes a handler of the outbound messages of type M; others go on. The
+// message is f's on every way out; f goes on with c.ForwardWrite(msg, p).
+func OnWrite[M any](f func(c *Context, msg M, p *eventloop.Promise) error) WriteHandler {
+	return onWrite[M](f)
+}
+
+type onWrite[M any] func(c *Context, msg M, p *eventloop.Promise) error
+
+func (f onWrite[M]) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
+	if m, ok := msg.(M); ok {
+		return f(c, m, p)
+	}
+	c.ForwardWrite(msg, p)
+	return nil
+}
+
+// OnError makes a handler of errors. f passes an error on with c.FireError.
+func OnError(f func(c *Context, err error)) ErrorHandler { return onError(f) }
+
+type onError func(c *Context, err error)
+
+func (f onError) HandleError(c *Context, err error) { f(c, err) }
+
+// OnEvent makes a handler of the user events of type E; others go on.
+func OnEvent[E any](f func(c *Context, ev E) error) EventHandler { return onEvent[E](f) }
+
+type onEvent[E any] func(c *Context, ev E) error
+
+func (f onEvent[E]) HandleEvent(c *Context, ev any) error {
+	if e, ok := ev.(E); ok {
+		return f(c, e)
+	}
+	c.FireEvent(ev)
+	return nil
+}
+
+// OnActive makes a handler of the notification that the channel is active.
+func OnActive(f func(c *Context) error) ActiveHandler { return onActive(f) }
+
+type onActive func(c *Context) error
+
+func (f onActive) HandleActive(c *Context) error { return f(c) }
+
+// OnInactive makes a handler of the notification that the channel has closed.
+func OnInactive(f func(c *Context) error) InactiveHandler { return onInactive(f) }
+
+type onInactive func(c *Context) error
+
+func (f onInactive) HandleInactive(c *Context) error { return f(c) }

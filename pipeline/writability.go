@@ -1,0 +1,120 @@
+package pipeline
+
+import (
+	"github.com/runnel-io/runnel/buffer"
+)
+
+// entryOverhead is charged for each message that waits, for its place in a queue.
+// Netty charges 96.
+const entryOverhead = 64
+
+// waterBit is the bit of Base.unwritable that the water marks own.
+const waterBit = 1
+
+// PendingSize is what msg counts against the water marks while it waits: the
+// memory that it keeps alive, at most high for a file region, which keeps none,
+// and something for the place in the queue.
+func PendingSize(msg any, high int64) int64 {
+	switch m := msg.(type) {
+	case *buffer.Buf:
+		return int64(m.Pinned()) + entryOverhead
+	case *buffer.FileRegion:
+		return min(m.Remaining(), high) + entryOverhead
+	case []byte:
+		return int64(len(m)) + entryOverhead
+	case string:
+		return int64(len(m)) + entryOverhead
+	}
+	return entryOverhead
+}
+
+// SetWaterMarks sets the marks, in pinned bytes: 0 <= low <= high. Loop-only once
+// the channel is registered.
+func (b *Base) SetWaterMarks(low, high int64) {
+	b.low.Store(low)
+	b.high.Store(high)
+}
+
+// HighWater returns the high water mark in pinned bytes.
+func (b *Base) HighWater() int64 { return b.high.Load() }
+
+// SetPending tells how many bytes the Core's queue pins, and judges whether the
+// channel is writable; a change reaches the handlers before SetPending returns.
+// Loop-only. After MarkClosed it does nothing.
+func (b *Base) SetPending(n int64) {
+	if b.pending.Load() != n {
+		b.pending.Store(n)
+	}
+	b.judge()
+}
+
+// judge compares what is pending with the marks. Loop-only.
+func (b *Base) judge() {
+	total := b.pending.Load()
+	if f := b.foreign.Load(); f != 0 {
+		total += f
+	}
+	if b.unwritable.Load()&waterBit == 0 {
+		if total > b.high.Load() && b.life != closed {
+			b.setUnwritable(waterBit)
+		}
+	} else if total < b.low.Load() && b.life != closed {
+		b.clearUnwritable(waterBit)
+	}
+}
+
+func (b *Base) setUnwritable(bit uint32) {
+	if b.unwritable.Or(bit) == 0 {
+		b.fireWritability()
+	}
+}
+
+func (b *Base) clearUnwritable(bit uint32) {
+	if b.unwritable.And(^bit) == bit {
+		b.fireWritability()
+	}
+}
+
+// fireWritability tells the Core and the handlers. Loop-only.
+func (b *Base) fireWritability() {
+	if b.life == closed {
+		return
+	}
+	b.core.DoWritability(b.Writable())
+	b.pl.notifyFromHead(maskWritability)
+}
+
+// addForeign counts n bytes that another goroutine has just written, before the
+// loop has seen them. Any goroutine.
+func (b *Base) addForeign(n int64) {
+	total := b.foreign.Add(n) + b.pending.Load()
+	if total > b.high.Load() && b.unwritable.Or(waterBit) == 0 {
+		// If the loop has ended there is nobody left to tell.
+		_ = b.loop.Submit((*writabilityTask)(b))
+	}
+}
+
+// writabilityTask is the Base as the task that tells of a change made by another
+// goroutine.
+type writabilityTask Base
+
+func (t *writabilityTask) Run() { (*Base)(t).fireWritability() }
+
+// Writable implements [Channel].
+func (b *Base) Writable() bool { return b.unwritable.Load() == 0 }
+
+// BytesBeforeUnwritable implements [Channel].
+func (b *Base) BytesBeforeUnwritable() int64 {
+	if !b.Writable() {
+		return 0
+	}
+	return max(0, b.high.Load()-b.pending.Load()-b.foreign.Load()+1)
+}
+
+// BytesBeforeWritable implements [Channel].
+func (b *Base) BytesBeforeWritable() int64 {
+	if b.Writable() {
+		return 0
+	}
+	return max(0, b.pending.Load()+b.foreign.Load()-b.low.Load()+1)
+}

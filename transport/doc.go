@@ -1,0 +1,17 @@
+// Package transport has the channels that move bytes: TCP and Unix sockets, on
+// Linux, driven by the loops of package eventloop.
+//
+// Start with [Server] to accept connections and [Dialer] to make them; both are
+// structs whose zero value works, like http.Server and net.Dialer. What a
+// connection does is up to the handlers that Init adds to its pipeline.
+//
+// The one rule to keep: Init and every handler run on the connection's loop and
+// must not block. Writes leave at the end of the loop's turn; nothing needs to be
+// flushed by hand.
+//
+// Messages at the head of the pipeline are *buffer.Buf, *buffer.FileRegion, []byte
+// and string; an outbound handler turns other types into one of them. Inbound
+// messages are *buffer.Buf.
+//
+// Netty: epoll transport, ServerBootstrap, Bootstrap.
+package transport

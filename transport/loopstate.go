@@ -1,0 +1,83 @@
+package transport
+
+import (
+	"sync"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// loopState is what the channels of one loop with one allocator share: the receive
+// buffers, one of each size, that every read goes into, and the parts of the
+// writev under way. A channel that waits holds no buffer.
+//
+// Loop-only, except the table of them all.
+type loopState struct {
+	key   loopKey
+	alloc buffer.Allocator
+	hot   [len(recvSizes)]*buffer.Buf
+	iov   []sys.Iovec
+	users int
+}
+
+type loopKey struct {
+	loop  *eventloop.Loop
+	alloc buffer.Allocator
+}
+
+var loopStates sync.Map // loopKey to *loopState
+
+// acquireState returns the state of the running loop; releaseState gives it back.
+func acquireState(l *eventloop.Loop, alloc buffer.Allocator) *loopState {
+	key := loopKey{l, alloc}
+	if v, ok := loopStates.Load(key); ok {
+		s := v.(*loopState)
+		s.users++
+		return s
+	}
+	s := &loopState{key: key, alloc: alloc, iov: make([]sys.Iovec, 0, sys.IOVMax), users: 1}
+	loopStates.Store(key, s)
+	return s
+}
+
+func (s *loopState) release() {
+	if s.users--; s.users > 0 {
+		return
+	}
+	loopStates.Delete(s.key)
+	for i, b := range s.hot {
+		if b != nil {
+			b.Release()
+			s.hot[i] = nil
+		}
+	}
+}
+
+// receive returns the empty receive buffer of size recvSizes[i].
+func (s *loopState) receive(i uint8) (*buffer.Buf, error) {
+	if b := s.hot[i]; b != nil {
+		return b, nil
+	}
+	b, err := s.alloc.TryAlloc(recvSizes[i])
+	if err != nil {
+		return nil, err
+	}
+	s.hot[i] = b
+	return b, nil
+}
+
+// message makes a message of what has just been read into the receive buffer of
+// size recvSizes[i]: a copy of the right size if it is short, else the buffer.
+func (s *loopState) message(i uint8) *buffer.Buf {
+	hot := s.hot[i]
+	if n := hot.Len(); n <= copyLimit {
+		if b, err := s.alloc.TryAlloc(n); err == nil {
+			b.Write(hot.Window())
+			hot.Clear()
+			return b
+		}
+	}
+	s.hot[i] = nil
+	return hot
+}

@@ -1,0 +1,306 @@
+package transport
+
+import (
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+const (
+	// mergeLimit is up to how many bytes a message is copied together with its
+	// neighbours. Larger ones go out as parts of a writev.
+	mergeLimit = 1 << 10
+	// The buffers into which small messages are merged start small and double, so
+	// that a channel with little to say pins little.
+	minMerge = 1 << 10
+	maxMerge = 32 << 10
+
+	// entryCharge is charged for the place of a message in the queue.
+	entryCharge = 64
+
+	maxRegions = 1024
+
+	// Gather limits in bytes, see SEMANTICS 2.5: what one writev is given grows while
+	// the socket takes everything and shrinks when it takes less than half.
+	minGather   = 4 << 10
+	startGather = 256 << 10
+	maxGather   = sys.MaxRaw
+)
+
+// outbound is the queue of a channel: buffers and file regions in the order in
+// which they leave, and the completions that wait for them. It calls no kernel and
+// no handler; the channel asks what is first, sends it and reports how many bytes
+// have left.
+//
+// Completions are kept apart from the messages, by their position in the stream of
+// bytes, so that messages can be merged and only who asks for a completion pays.
+type outbound struct {
+	entries fifo[entry]
+	waiting fifo[completion]
+
+	queued uint64 // bytes ever added
+	sent   uint64 // bytes that have left
+
+	charge  int64 // pinned bytes, as the water marks count them
+	regions int
+	gather  int  // bytes for the next writev
+	merge   int  // size of the next merge buffer
+	merging bool // the last entry is a merge buffer of ours
+}
+
+// entry is a message in the queue: a Buf or a region.
+type entry struct {
+	buf    *buffer.Buf
+	region *buffer.FileRegion
+	charge int64
+}
+
+// completion is a promise for the byte position at which its message ends.
+type completion struct {
+	at uint64
+	p  *eventloop.Promise
+}
+
+func (o *outbound) empty() bool { return o.entries.n == 0 }
+
+// addBuf queues b, which it takes over. p may be nil.
+func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allocator) {
+	n := b.Len()
+	o.queued += uint64(n)
+	if p != nil {
+		o.waiting.push(completion{o.queued, p})
+	}
+	if n == 0 {
+		b.Release()
+		return
+	}
+	last := o.entries.last()
+	if n <= mergeLimit && last != nil && last.buf != nil {
+		if o.merging && last.buf.Cap()-last.buf.WriterIndex() >= n {
+			o.append(last.buf, b)
+			return
+		}
+		if m := last.buf.Len(); !o.merging && m <= mergeLimit {
+			if merged, err := alloc.TryAlloc(o.nextMerge(m + n)); err == nil {
+				o.append(merged, last.buf)
+				o.append(merged, b)
+				o.charge -= last.charge
+				last.buf, last.charge = merged, int64(merged.Pinned())+entryCharge
+				o.charge += last.charge
+				o.merging = true
+				return
+			}
+		} else if o.merging {
+			if merged, err := alloc.TryAlloc(o.nextMerge(n)); err == nil {
+				o.append(merged, b)
+				b = merged
+				o.push(entry{buf: b})
+				o.merging = true
+				return
+			}
+		}
+	}
+	o.push(entry{buf: b})
+}
+
+// append moves the bytes of b to the end of merged.
+func (o *outbound) append(merged, b *buffer.Buf) {
+	b.Segments(func(p []byte) bool {
+		merged.Write(p)
+		return true
+	})
+	b.Release()
+}
+
+// nextMerge returns the size of a merge buffer that has to take n bytes at least.
+func (o *outbound) nextMerge(n int) int {
+	if o.merge == 0 {
+		o.merge = minMerge
+	}
+	for o.merge < n {
+		o.merge *= 2
+	}
+	size := o.merge
+	if o.merge < maxMerge {
+		o.merge *= 2
+	}
+	return size
+}
+
+// push appends an entry and charges it. Slices of one block in a row are charged
+// for it once, by the last of them.
+func (o *outbound) push(e entry) {
+	e.charge = entryCharge
+	if e.buf != nil {
+		e.charge += int64(e.buf.Pinned())
+		if last := o.entries.last(); last != nil && last.buf != nil && last.buf.SharesMemory(e.buf) {
+			o.charge -= last.charge - entryCharge
+			last.charge = entryCharge
+		}
+	}
+	o.charge += e.charge
+	o.merging = false
+	o.entries.push(e)
+}
+
+// addRegion queues r, which it takes over; it is charged at most high. It reports
+// false, and does not take r over, if there are too many.
+func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high int64) bool {
+	if o.regions >= maxRegions {
+		return false
+	}
+	n := r.Remaining()
+	o.queued += uint64(n)
+	if p != nil {
+		o.waiting.push(completion{o.queued, p})
+	}
+	if n == 0 {
+		r.Release()
+		return true
+	}
+	o.regions++
+	o.merging = false
+	e := entry{region: r, charge: min(n, high) + entryCharge}
+	o.charge += e.charge
+	o.entries.push(e)
+	return true
+}
+
+// region returns the region that is next to leave, or nil if a buffer is.
+func (o *outbound) region() *buffer.FileRegion {
+	if e := o.entries.first(); e != nil {
+		return e.region
+	}
+	return nil
+}
+
+// parts collects the run of buffers at the head into iov, up to limit bytes and up
+// to the gather limit but at least one buffer, and says how many bytes that is,
+// whether one of the buffers is a mapped file, and which region follows the run, if
+// all of it is in.
+func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, bytes int, mapped bool, then *buffer.FileRegion) {
+	if o.gather == 0 {
+		o.gather = startGather
+	}
+	parts = iov[:0]
+	for i := 0; i < o.entries.n; i++ {
+		e := o.entries.at(i)
+		if e.region != nil {
+			return parts, bytes, mapped, e.region
+		}
+		if len(parts) > 0 && bytes+e.buf.Len() > o.gather || len(parts) == cap(iov) {
+			return parts, bytes, mapped, nil
+		}
+		before := len(parts)
+		parts = e.buf.AppendIovecs(parts, cap(iov)-before)
+		mapped = mapped || e.buf.Mapped()
+		for i := before; i < len(parts); i++ {
+			n := uint64(parts[i].Len)
+			if left := limit - uint64(bytes); n >= left {
+				// A merge buffer may hold more than was flushed.
+				parts[i].SetLen(int(left))
+				parts = parts[:i+1]
+				bytes += int(left)
+				return parts, bytes, mapped, nil
+			}
+			bytes += int(n)
+		}
+	}
+	return parts, bytes, mapped, nil
+}
+
+// tried adjusts the gather limit to what a write of offered bytes achieved.
+func (o *outbound) tried(offered, taken int) {
+	switch {
+	case taken == offered:
+		if 2*offered > o.gather {
+			o.gather = min(2*offered, maxGather)
+		}
+	case offered > minGather && taken < offered/2:
+		o.gather = max(offered/2, minGather)
+	}
+}
+
+// advance takes note that n bytes have left, and releases the messages that they
+// were the rest of. Completions are due afterwards, see due.
+func (o *outbound) advance(n int64) {
+	o.sent += uint64(n)
+	for n > 0 {
+		e := o.entries.first()
+		if r := e.region; r != nil {
+			left := r.Remaining()
+			r.Advance(min(n, left))
+			if n < left {
+				return
+			}
+			n -= left
+			o.regions--
+			o.drop(e)
+			r.Release()
+			continue
+		}
+		left := int64(e.buf.Len())
+		if n < left {
+			e.buf.Skip(int(n))
+			return
+		}
+		n -= left
+		b := e.buf
+		o.drop(e)
+		b.Release()
+	}
+}
+
+// drop takes the first entry out; its message is the caller's.
+func (o *outbound) drop(e *entry) {
+	o.charge -= e.charge
+	*e = entry{}
+	o.entries.pop()
+	if o.entries.n == 0 {
+		o.merging = false
+		if o.merge > minMerge {
+			o.merge /= 2
+		}
+	}
+}
+
+// due returns the next completion whose message has left, or nil.
+func (o *outbound) due() *eventloop.Promise {
+	if c := o.waiting.first(); c != nil && c.at <= o.sent {
+		p := c.p
+		*c = completion{}
+		o.waiting.pop()
+		return p
+	}
+	return nil
+}
+
+// take empties the queue for a close: the messages are released, the completions
+// are the caller's to fail.
+func (o *outbound) take() (waiting []*eventloop.Promise) {
+	for o.entries.n > 0 {
+		e := o.entries.first()
+		b, r := e.buf, e.region
+		o.drop(e)
+		if b != nil {
+			b.Release()
+		} else {
+			r.Release()
+		}
+	}
+	o.regions = 0
+	for o.waiting.n > 0 {
+		c := o.waiting.first()
+		waiting = append(waiting, c.p)
+		*c = completion{}
+		o.waiting.pop()
+	}
+	o.entries, o.waiting = fifo[entry]{}, fifo[completion]{}
+	return waiting
+}
+
+// idle gives back the memory of a queue that is empty and was long.
+func (o *outbound) idle() {
+	o.entries.shrink()
+	o.waiting.shrink()
+}

@@ -1,0 +1,50 @@
+package transport
+
+// recvSizes are the sizes of receive buffers. Large streams gain from large reads
+// up to 1 MiB; small messages lose, because a large buffer leaves the cache.
+var recvSizes = [...]int{64 << 10, 256 << 10, 1 << 20}
+
+const (
+	// copyLimit is up to how many bytes a read is copied into a Buf of the right
+	// size; above, the receive buffer itself is handed on.
+	copyLimit = 4 << 10
+	// A turn of reading ends after this many reads or bytes, so that the other
+	// channels of the loop get theirs.
+	maxReadsPerTurn = 16
+	maxBytesPerTurn = 1 << 20
+)
+
+// recvSize chooses the size of the next read by what the last ones brought: one
+// that filled its buffer goes up a size, two turns in a row that the next smaller
+// size would have held four times over go down.
+type recvSize struct {
+	index uint8
+	small uint8
+}
+
+func (r *recvSize) size() int { return recvSizes[r.index] }
+
+// read records a read of n bytes into a buffer of the current size, and reports
+// whether the size has changed.
+func (r *recvSize) read(n int) bool {
+	if n < r.size() || int(r.index) == len(recvSizes)-1 {
+		return false
+	}
+	r.index++
+	r.small = 0
+	return true
+}
+
+// turn records the bytes of a whole turn, and reports whether the size has changed.
+func (r *recvSize) turn(total int) bool {
+	if r.index == 0 || total > recvSizes[r.index-1]/4 {
+		r.small = 0
+		return false
+	}
+	if r.small++; r.small < 2 {
+		return false
+	}
+	r.index--
+	r.small = 0
+	return true
+}

@@ -1,0 +1,432 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+	"go.uber.org/zap"
+)
+
+// Server accepts connections and runs each on a loop of its group. Its zero value
+// works. Netty: ServerBootstrap.
+//
+// The fields are read by the first Listen or ListenAndServe; later changes have no
+// effect.
+//
+// Concurrency: the methods are safe from any goroutine.
+type Server struct {
+	// Init adds the handlers of an accepted channel, on its loop, before any event.
+	// An error closes the channel and is logged. nil adds none: what is read is
+	// dropped.
+	Init func(ch pipeline.Channel) error
+	// ListenerInit adds handlers to the listener's own pipeline, in which accepted
+	// channels are messages: a handler may close one instead of passing it on.
+	ListenerInit func(ch pipeline.Channel) error
+	// Config is that of accepted channels.
+	Config Config
+	// Group runs the channels. nil means a default that all servers and dialers
+	// share, which starts with its first channel and ends after its last.
+	Group *eventloop.Group
+	// Backlog bounds the connections that wait to be accepted. 0 means 4,096; the
+	// system's limit applies (/proc/sys/net/core/somaxconn).
+	Backlog int
+	// ReusePort sets SO_REUSEPORT, so that several processes may share an address.
+	ReusePort bool
+	// DrainTimeout bounds the drain after the end of ListenAndServe's context. 0
+	// means 5 s; negative means none: channels are closed at once.
+	DrainTimeout time.Duration
+
+	once sync.Once
+	s    *server
+	err  error // of the configuration
+}
+
+const (
+	defaultBacklog      = 4096
+	defaultDrainTimeout = 5 * time.Second
+)
+
+// Draining is the user event of a channel whose server is shutting down; the
+// channel is closed right after it, which lets what was written leave.
+type Draining struct{}
+
+// ListenAndServe listens on addr and serves until ctx ends; then it drains for at
+// most DrainTimeout (see Shutdown) and returns nil. It returns an *OpError if it
+// cannot listen, and what closed the listener if something else did.
+//
+// network is "tcp", "tcp4", "tcp6" or "unix"; for TCP addr is host:port, where a
+// port of 0 picks one, for Unix a path, or @name for an abstract one.
+func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error {
+	l, err := s.Listen(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-l.Closed().Done():
+		if errors.Is(l.CloseReason(), ErrServerClosed) {
+			return ErrServerClosed
+		}
+		return l.CloseReason()
+	}
+	timeout := s.DrainTimeout
+	if timeout == 0 {
+		timeout = defaultDrainTimeout
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(timeout, 0))
+	defer cancel()
+	if err := s.Shutdown(drain); err != nil {
+		s.s.logger().Warn("drain incomplete", zap.Error(err))
+	}
+	return nil
+}
+
+// Listen listens on addr, see ListenAndServe, and returns the listener's channel,
+// which is active and accepts. ctx bounds only the look-up of a host's name. It must
+// not be called on a loop.
+func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
+	if eventloop.WouldDeadlock() {
+		return nil, eventloop.ErrWouldDeadlock
+	}
+	s.setUp()
+	if s.err != nil {
+		return nil, s.err
+	}
+	local, err := resolveListen(ctx, network, addr)
+	if err != nil {
+		return nil, &OpError{Op: "listen", Err: err}
+	}
+	fd, bound, err := s.bind(local)
+	if err != nil {
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	return s.s.listen(fd, bound)
+}
+
+// setUp makes the running server from the fields.
+func (s *Server) setUp() {
+	s.once.Do(func() {
+		cfg, err := s.Config.check()
+		if err != nil {
+			s.err = err
+			return
+		}
+		s.s = &server{
+			cfg:          cfg,
+			init:         s.Init,
+			listenerInit: s.ListenerInit,
+			group:        s.Group,
+			channels:     make(map[uint64]pipeline.Channel),
+			empty:        make(chan struct{}),
+		}
+	})
+}
+
+// bind makes a listening socket.
+func (s *Server) bind(local net.Addr) (fd int, bound net.Addr, err error) {
+	fd, err = sys.Socket(local)
+	if err != nil {
+		return -1, nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = sys.Close(fd)
+		}
+	}()
+	if tcp, ok := local.(*net.TCPAddr); ok {
+		if err = sys.SetReuseAddr(fd, true); err != nil {
+			return -1, nil, err
+		}
+		if s.ReusePort {
+			if err = sys.SetReusePort(fd, true); err != nil {
+				return -1, nil, err
+			}
+		}
+		if len(tcp.IP) == net.IPv6len && tcp.IP.IsUnspecified() {
+			// As the net package does: an address without a host takes both families.
+			if err = sys.SetIPv6Only(fd, false); err != nil {
+				return -1, nil, err
+			}
+		}
+	}
+	if s.Config.RecvBuffer > 0 {
+		// Inherited by what is accepted; only so the window can be scaled for it.
+		if err = sys.SetRecvBuffer(fd, s.Config.RecvBuffer); err != nil {
+			return -1, nil, err
+		}
+	}
+	if err = sys.Bind(fd, local); err != nil {
+		return -1, nil, err
+	}
+	backlog := s.Backlog
+	if backlog <= 0 {
+		backlog = defaultBacklog
+	}
+	if err = sys.Listen(fd, backlog); err != nil {
+		return -1, nil, err
+	}
+	bound, err = sys.LocalAddr(fd, local.Network())
+	if err != nil {
+		return -1, nil, err
+	}
+	return fd, bound, nil
+}
+
+// Shutdown drains the server: it stops accepting, tells the channels by the user
+// event Draining and closes them, which lets what was written leave. When ctx ends
+// it closes those that are still busy and returns an error that wraps
+// ErrDrainTimeout and says how many. Later Listens fail with ErrServerClosed. It
+// must not be called on a loop.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if eventloop.WouldDeadlock() {
+		return eventloop.ErrWouldDeadlock
+	}
+	s.setUp()
+	if s.err != nil {
+		return s.err
+	}
+	return s.s.shutdown(ctx)
+}
+
+// server is a Server at work.
+type server struct {
+	cfg          Config
+	init         func(pipeline.Channel) error
+	listenerInit func(pipeline.Channel) error
+	group        *eventloop.Group // nil: the shared default; each channel holds it
+
+	mu       sync.Mutex
+	channels map[uint64]pipeline.Channel // listeners and accepted channels, until their end
+	closing  bool
+	empty    chan struct{} // closed when closing and channels is empty
+}
+
+func (s *server) logger() *zap.Logger {
+	if s.cfg.Logger == nil {
+		return zap.NewNop()
+	}
+	return s.cfg.Logger
+}
+
+// add takes note of a channel. It reports false when the server is closing.
+func (s *server) add(ch pipeline.Channel) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.channels[ch.ID()] = ch
+	return true
+}
+
+// ended forgets a channel, and gives back its hold on the default group.
+func (s *server) ended(id uint64) {
+	s.mu.Lock()
+	ch, ok := s.channels[id]
+	delete(s.channels, id)
+	if s.closing && len(s.channels) == 0 && ok {
+		close(s.empty)
+	}
+	s.mu.Unlock()
+	if ok {
+		ch.Loop().Group().Release()
+	}
+}
+
+// acquire returns the group for a new channel, held if it is the default.
+func (s *server) acquire() (*eventloop.Group, error) {
+	if s.group != nil {
+		return s.group, nil
+	}
+	return eventloop.Acquire()
+}
+
+// listen starts a listener on fd, which it takes over.
+func (s *server) listen(fd int, local net.Addr) (pipeline.Channel, error) {
+	g, err := s.acquire()
+	if err != nil {
+		_ = sys.Close(fd)
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	l := newListener(s, g.Next(), fd, local)
+	if !s.add(l) {
+		_ = sys.Close(fd)
+		g.Release()
+		return nil, ErrServerClosed
+	}
+	started := make(chan error, 1)
+	if err := l.Loop().Execute(func() { started <- l.start(s.listenerInit) }); err != nil {
+		_ = sys.Close(fd)
+		s.ended(l.ID())
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	if err := <-started; err != nil {
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	return l, nil
+}
+
+// accepted makes a channel of an accepted socket, which it takes over. It runs on
+// the listener's loop; the channel belongs to another one, perhaps.
+func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
+	g, err := s.acquire()
+	if err != nil {
+		_ = sys.Close(fd)
+		return nil
+	}
+	if err := s.cfg.apply(fd, l.local); err != nil {
+		// The peer may be gone already.
+		l.Logger().Debug("socket options", zap.Error(err))
+	}
+	ch := newStream(&s.cfg, g.Next(), l, fd)
+	ch.remote.store(remote)
+	ch.local.store(localOf(fd, l.local))
+	ch.onEnd = func(ch *stream) { s.ended(ch.ID()) }
+	if !s.add(ch) {
+		_ = sys.Close(fd)
+		g.Release()
+		return nil
+	}
+	return ch
+}
+
+// localOf returns the local address of an accepted socket: the listener's, unless
+// that stands for many.
+func localOf(fd int, listener net.Addr) net.Addr {
+	if tcp, ok := listener.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		if a, err := sys.LocalAddr(fd, listener.Network()); err == nil {
+			return a
+		}
+	}
+	return listener
+}
+
+// adopt is the last handler of a listener: it starts accepted channels.
+func (s *server) adopt(c *pipeline.Context, ch *stream) error {
+	init := func(pc pipeline.Channel) error {
+		if s.init == nil {
+			return nil
+		}
+		err := s.init(pc)
+		if err != nil {
+			s.logger().Error("Init failed", zap.Stringer("channel", ch), zap.Error(err))
+		}
+		return err
+	}
+	if ch.Loop() == c.Loop() {
+		ch.start(init)
+		return nil
+	}
+	if err := ch.Loop().Execute(func() { ch.start(init) }); err != nil {
+		// Its loop has ended: nobody else has the channel.
+		_ = sys.Close(ch.fd.fd)
+		s.ended(ch.ID())
+		return err
+	}
+	return nil
+}
+
+// shutdown drains.
+func (s *server) shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.closing {
+		s.closing = true
+		if len(s.channels) == 0 {
+			close(s.empty)
+		}
+	}
+	open := s.list()
+	s.mu.Unlock()
+
+	for _, ch := range open {
+		if l, ok := ch.(*listener); ok {
+			l.Abort(pipeline.CloseNow, ErrServerClosed)
+			continue
+		}
+		ch.Pipeline().FireEvent(Draining{})
+		ch.Close()
+	}
+	select {
+	case <-s.empty:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	busy := s.list()
+	s.mu.Unlock()
+	for _, ch := range busy {
+		if st, ok := ch.(*stream); ok {
+			st.Abort(pipeline.CloseReset, ErrDrainTimeout)
+		}
+	}
+	<-s.empty
+	if len(busy) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, len(busy))
+}
+
+// list returns the channels. s.mu is held.
+func (s *server) list() []pipeline.Channel {
+	all := make([]pipeline.Channel, 0, len(s.channels))
+	for _, ch := range s.channels {
+		all = append(all, ch)
+	}
+	return all
+}
+
+// resolveListen finds the address to listen on.
+func resolveListen(ctx context.Context, network, addr string) (net.Addr, error) {
+	switch network {
+	case "unix":
+		return &net.UnixAddr{Name: addr, Net: "unix"}, nil
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return nil, net.UnknownNetworkError(network)
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		a, err := net.ResolveTCPAddr(network, addr)
+		if err != nil {
+			return nil, err
+		}
+		a.IP = net.IPv6unspecified
+		if network == "tcp4" || !haveIPv6() {
+			a.IP = net.IPv4zero.To4()
+		}
+		return a, nil
+	}
+	addrs, err := resolve(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	// As the net package does: IPv4 first, if the name has it.
+	for _, a := range addrs {
+		if a.(*net.TCPAddr).IP.To4() != nil {
+			return a, nil
+		}
+	}
+	return addrs[0], nil
+}
+
+// haveIPv6 reports whether the system makes IPv6 sockets.
+func haveIPv6() bool {
+	fd, err := sys.Socket(&net.TCPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		return false
+	}
+	_ = sys.Close(fd)
+	_, err = os.Stat("/proc/net/if_inet6")
+	return err == nil
+}

@@ -1,0 +1,102 @@
+package transport
+
+import (
+	"net"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// socket is what a stream channel asks of the kernel: the seam where tests put a
+// scripted one. The errors are those of internal/sys: sys.ErrAgain when the socket
+// is not ready, else wrapped errnos.
+type socket interface {
+	// read fills b with at most max bytes. 0 bytes without an error is the end.
+	read(b *buffer.Buf, max int) (int, error)
+	// write sends the parts, at least one. slow says that touching their memory may
+	// wait for a disk; more, that a file follows at once.
+	write(parts []sys.Iovec, slow, more bool) (int, error)
+	// sendfile sends up to n bytes of a file.
+	sendfile(file int, off int64, n int) (int, error)
+	// cached reports whether the byte of a file at off is in memory.
+	cached(file int, off int64) (bool, error)
+	// socketError takes the pending error.
+	socketError() error
+	// unfinished reports whether there are bytes in the kernel, in either direction,
+	// that a close would lose.
+	unfinished() bool
+	shutdownWrite() error
+	// reset makes the close that follows a reset.
+	reset()
+	close()
+}
+
+// fdSocket is a socket of the kernel.
+type fdSocket struct{ fd int }
+
+func (s *fdSocket) read(b *buffer.Buf, max int) (int, error) { return b.FillFrom(s.fd, max) }
+
+func (s *fdSocket) write(parts []sys.Iovec, slow, more bool) (int, error) {
+	switch {
+	case slow:
+		return sys.WritevSlow(s.fd, parts)
+	case more:
+		return sys.Sendmsg(s.fd, parts, sys.MsgMore)
+	}
+	return sys.Writev(s.fd, parts)
+}
+
+func (s *fdSocket) sendfile(file int, off int64, n int) (int, error) {
+	return sys.Sendfile(s.fd, file, off, n)
+}
+
+func (s *fdSocket) cached(file int, off int64) (bool, error) { return sys.Cached(file, off) }
+
+func (s *fdSocket) socketError() error { return sys.SocketError(s.fd) }
+
+func (s *fdSocket) unfinished() bool {
+	in, err := sys.Unread(s.fd)
+	if err == nil && in > 0 {
+		return true
+	}
+	out, err := sys.Unsent(s.fd)
+	return err == nil && out > 0
+}
+
+func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(s.fd) }
+
+// reset relies on SO_LINGER with a time of 0: socket(7).
+func (s *fdSocket) reset() { _ = sys.SetLinger(s.fd, 0) }
+
+func (s *fdSocket) close() { _ = sys.Close(s.fd) }
+
+// apply sets the options of a connected or connecting socket.
+func (c *Config) apply(fd int, addr net.Addr) error {
+	if c.SendBuffer > 0 {
+		if err := sys.SetSendBuffer(fd, c.SendBuffer); err != nil {
+			return err
+		}
+	}
+	if c.RecvBuffer > 0 {
+		if err := sys.SetRecvBuffer(fd, c.RecvBuffer); err != nil {
+			return err
+		}
+	}
+	if _, ok := addr.(*net.TCPAddr); !ok {
+		return nil
+	}
+	if !c.Nagle {
+		if err := sys.SetNoDelay(fd, true); err != nil {
+			return err
+		}
+	}
+	if c.KeepAlive > 0 {
+		if err := sys.SetKeepAlive(fd, true, c.KeepAlive, c.KeepAlive, 0); err != nil {
+			return err
+		}
+	}
+	if c.UserTimeout > 0 {
+		return sys.SetUserTimeout(fd, c.UserTimeout)
+	}
+	return nil
+}
