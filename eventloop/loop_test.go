@@ -85,6 +85,8 @@ type scriptedPoller struct {
 	waits  chan time.Duration
 	resume chan []outcome
 
+	takesOps chan *Op // gets the Ops that the poller takes; nil: none
+
 	mu     sync.Mutex
 	wakes  int
 	ending bool
@@ -92,7 +94,14 @@ type scriptedPoller struct {
 
 func (p *scriptedPoller) arm(*Registration, Event) error { return nil }
 func (p *scriptedPoller) disarm(*Registration) error     { return nil }
-func (p *scriptedPoller) submit(*Op) bool                { return false }
+
+func (p *scriptedPoller) submit(op *Op) bool {
+	if p.takesOps == nil {
+		return false
+	}
+	p.takesOps <- op
+	return true
+}
 
 func (p *scriptedPoller) poll(out []outcome, timeout time.Duration) (int, error) {
 	if timeout == 0 {

@@ -1,0 +1,240 @@
+package eventloop
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// newPipe returns a pipe whose ends the test closes.
+func newPipe(t testing.TB) (r, w int) {
+	t.Helper()
+	r, w, err := sys.Pipe()
+	if err != nil {
+		t.Fatalf("pipe: %v", err)
+	}
+	return r, w
+}
+
+func mustClose(t testing.TB, fd int) {
+	t.Helper()
+	if err := sys.Close(fd); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+func TestEpollDeliversReadiness(t *testing.T) {
+	l := newTestLoop(t, nil)
+	r, w := newPipe(t)
+	got := make(chan Event, 10)
+	var in, out *Registration
+	onLoop(t, l, func() {
+		buf := make([]byte, 16)
+		in, _ = l.Register(r, &testHandle{io: func(ev Event) {
+			if ev&EventRead != 0 {
+				if _, err := sys.Read(r, buf); err != nil {
+					t.Errorf("read: %v", err)
+				}
+			}
+			if ev&EventHangup != 0 {
+				_ = in.Suspend() // level-triggered, it would come for ever
+			}
+			got <- ev
+		}})
+		out, _ = l.Register(w, &testHandle{io: func(ev Event) { _ = out.SetInterest(0); got <- ev }})
+		if err := in.SetInterest(EventRead); err != nil {
+			t.Errorf("SetInterest: %v", err)
+		}
+		if err := out.SetInterest(EventWrite); err != nil {
+			t.Errorf("SetInterest: %v", err)
+		}
+	})
+	if ev := await(t, got, "room to write"); ev != EventWrite {
+		t.Errorf("got %v, want write", ev)
+	}
+	if _, err := sys.Write(w, []byte("x")); err != nil {
+		t.Fatalf("write: %v", err)
+	}
+	if ev := await(t, got, "something to read"); ev != EventRead {
+		t.Errorf("got %v, want read", ev)
+	}
+	onLoop(t, l, func() { out.Close(func() { mustClose(t, w) }) })
+	if ev := await(t, got, "the hangup"); ev != EventHangup {
+		t.Errorf("got %v, want hangup", ev)
+	}
+	onLoop(t, l, func() { in.Close(func() { mustClose(t, r) }) })
+	onLoop(t, l, func() {
+		if m := l.Metrics(); m.Events != 3 || m.Registrations != 0 {
+			t.Errorf("got %d events and %d registrations, want 3 and 0", m.Events, m.Registrations)
+		}
+	})
+}
+
+func TestInterestCostsACallOnlyWhenItChanges(t *testing.T) {
+	l := newTestLoop(t, nil)
+	r, w := newPipe(t)
+	onLoop(t, l, func() {
+		reg, err := l.Register(r, &testHandle{})
+		if err != nil {
+			t.Fatalf("Register: %v", err)
+		}
+		steps := []struct {
+			name string
+			do   func() error
+			want uint64
+		}{
+			{"suspended before it began", reg.Suspend, 0},
+			{"first", func() error { return reg.SetInterest(EventRead) }, 1},
+			{"the same", func() error { return reg.SetInterest(EventRead) }, 0},
+			{"the same with what comes anyway", func() error { return reg.SetInterest(EventRead | EventError | EventHangup) }, 0},
+			{"none", func() error { return reg.SetInterest(0) }, 1},
+			{"still none", func() error { return reg.SetInterest(0) }, 0},
+			{"suspended", reg.Suspend, 1},
+			{"still suspended", reg.Suspend, 0},
+			{"none, but known", func() error { return reg.SetInterest(0) }, 1},
+			{"closed", func() error { reg.Close(nil); return nil }, 1},
+		}
+		for _, s := range steps {
+			before := l.Counters().EpollCtls
+			if err := s.do(); err != nil {
+				t.Errorf("%s: %v", s.name, err)
+			}
+			if got := l.Counters().EpollCtls - before; got != s.want {
+				t.Errorf("%s: got %d calls of epoll_ctl, want %d", s.name, got, s.want)
+			}
+		}
+	})
+	mustClose(t, r)
+	mustClose(t, w)
+}
+
+// A descriptor that is closed and opened again while its event is on the way: the
+// new owner does not get it.
+func TestDescriptorReuse(t *testing.T) {
+	l := newTestLoop(t, nil)
+	r1, w1 := newPipe(t)
+	r2, w2 := newPipe(t)
+	done := make(chan struct{})
+	var regs [2]*Registration
+	fds := [2]int{r1, r2}
+	onLoop(t, l, func() {
+		for i := range regs {
+			// Whichever comes first closes the other, opens a pipe in its place, and
+			// registers that.
+			regs[i], _ = l.Register(fds[i], &testHandle{io: func(ev Event) {
+				other := 1 - i
+				regs[other].Close(func() { mustClose(t, fds[other]) })
+				r, w := newPipe(t)
+				if r != fds[other] {
+					t.Errorf("got descriptor %d, want %d: the test needs it to be used again", r, fds[other])
+				}
+				fresh, _ := l.Register(r, &testHandle{io: func(ev Event) {
+					t.Errorf("got %v on a pipe with nothing in it", ev)
+				}})
+				_ = fresh.SetInterest(EventRead)
+				regs[i].Close(func() { mustClose(t, fds[i]) })
+				_ = l.Execute(func() { // in the next turn
+					fresh.Close(func() { mustClose(t, r); mustClose(t, w) })
+					close(done)
+				})
+			}})
+			_ = regs[i].SetInterest(EventRead)
+		}
+		// Both become ready before the next poll.
+		for _, w := range []int{w1, w2} {
+			if _, err := sys.Write(w, []byte("x")); err != nil {
+				t.Errorf("write: %v", err)
+			}
+		}
+	})
+	await(t, done, "the end of the test's turns")
+	onLoop(t, l, func() {
+		if m := l.Metrics(); m.StaleEvents != 1 || m.Events != 1 {
+			t.Errorf("got %d stale events and %d others, want 1 and 1", m.StaleEvents, m.Events)
+		}
+	})
+	mustClose(t, w1)
+	mustClose(t, w2)
+}
+
+func TestDescriptorThatCannotBePolled(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "regular"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l := newTestLoop(t, nil)
+	onLoop(t, l, func() {
+		r, err := l.Register(int(f.Fd()), &testHandle{})
+		if err != nil {
+			t.Fatalf("Register: %v", err)
+		}
+		if err := r.SetInterest(EventRead); !errors.Is(err, os.ErrPermission) {
+			t.Errorf("got %v, want a permission error", err)
+		}
+		r.Close(nil)
+	})
+}
+
+// More events than fit into one poll are all delivered, and the next poll takes
+// more of them.
+func TestManyEvents(t *testing.T) {
+	l := newTestLoop(t, nil)
+	const n = 3 * minOutcomes
+	r, w := newPipe(t)
+	if _, err := sys.Write(w, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	left := n
+	done := make(chan struct{})
+	fds := make([]int, n)
+	onLoop(t, l, func() {
+		for i := range fds {
+			fd, err := sys.Eventfd()
+			if err != nil {
+				t.Fatalf("eventfd: %v", err)
+			}
+			fds[i] = fd
+			var reg *Registration
+			reg, _ = l.Register(fd, &testHandle{io: func(Event) {
+				reg.Close(func() { mustClose(t, fd) })
+				if left--; left == 0 {
+					close(done)
+				}
+			}})
+			_ = reg.SetInterest(EventWrite)
+		}
+	})
+	await(t, done, "the last event")
+	onLoop(t, l, func() {
+		if len(l.outcomes) <= minOutcomes {
+			t.Errorf("got room for %d events, want more than %d", len(l.outcomes), minOutcomes)
+		}
+	})
+	mustClose(t, r)
+	mustClose(t, w)
+}
+
+func TestTimeoutsRoundUp(t *testing.T) {
+	tests := []struct {
+		d    time.Duration
+		want int
+	}{
+		{-1, -1},
+		{0, 0},
+		{1, 1},
+		{time.Millisecond, 1},
+		{time.Millisecond + 1, 2},
+		{time.Hour, 3_600_000},
+		{1<<63 - 1, 1<<31 - 1},
+	}
+	for _, tt := range tests {
+		if got := milliseconds(tt.d); got != tt.want {
+			t.Errorf("%v: got %d ms, want %d", tt.d, got, tt.want)
+		}
+	}
+}
