@@ -17,6 +17,9 @@ type Iovec struct {
 	Len  uint64
 }
 
+// SetLen makes the part n bytes long.
+func (v *Iovec) SetLen(n int) { v.Len = uint64(n) }
+
 // MakeIovec returns the part that covers p.
 func MakeIovec(p []byte) Iovec { return Iovec{unsafe.SliceData(p), uint64(len(p))} }
 
