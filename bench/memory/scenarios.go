@@ -49,8 +49,8 @@ func held(w *watch, o options) (err error) {
 		}
 	}
 	if err := w.wait("read what was sent", func() (bool, error) {
-		n, err := w.unread()
-		return n == 0, err
+		q, err := w.queues()
+		return q.total()+q.onTheWay == 0, err
 	}); err != nil {
 		return err
 	}
@@ -173,6 +173,7 @@ func slow(w *watch, o options) (err error) {
 		}
 	}
 	sent := make([]int64, len(fds))
+	began := time.Now()
 	endless, err := w.fill(ep, fds, sent, o)
 	if err != nil {
 		return err
@@ -181,7 +182,7 @@ func slow(w *watch, o options) (err error) {
 		return err
 	}
 	w.stage("full", w.full, o.peers)
-	unread, err := w.unread()
+	q, err := w.queues()
 	if err != nil {
 		return err
 	}
@@ -190,9 +191,9 @@ func slow(w *watch, o options) (err error) {
 		total += n
 	}
 	fmt.Printf("  sent %.0f KiB a peer, of which the server has not read %.0f KiB; %d peers were never held up\n",
-		float64(total)/1024/float64(o.peers), float64(unread)/1024/float64(o.peers), endless)
+		float64(total)/1024/float64(o.peers), float64(q.total()+q.onTheWay)/1024/float64(o.peers), endless)
 
-	if err := drainPeers(ep, fds, sent); err != nil {
+	if err := drainPeers(ep, fds, sent, time.Since(began)); err != nil {
 		return err
 	}
 	if err := w.left(&fds, o.peers); err != nil {
@@ -201,22 +202,44 @@ func slow(w *watch, o options) (err error) {
 	return w.verdict(o, "peers", o.peers, o.slowLimit)
 }
 
-// fill writes until nothing moves any more. It returns how many peers could send all they had.
+// enough is what may lie unread at the server before its peer holds back: more of
+// it would only fill the kernel.
+const enough = 16 << 10
+
+// fill has every peer write while the server reads from it, until the server has
+// read nothing from anyone for o.quiet. It returns how many peers could send all
+// they had.
 func (w *watch) fill(ep int, fds []int, sent []int64, o options) (endless int, err error) {
-	events := make([]unix.EpollEvent, 1024)
-	checked := time.Now()
-	for {
-		n, err := unix.EpollWait(ep, events, int(o.quiet.Milliseconds()))
-		if err == unix.EINTR {
-			continue
+	names := make([]string, len(fds))
+	for i, fd := range fds {
+		if names[i], err = kernelName(fd); err != nil {
+			return 0, err
 		}
-		if err != nil {
+	}
+	var (
+		events  = make([]unix.EpollEvent, 1024)
+		waiting = make([]bool, len(fds)) // writes nothing for now
+		checked = time.Now()
+		moved   = time.Now()
+		read    int64 // by the server, when last looked
+	)
+	pause := func(i int, yes bool) error {
+		if waiting[i] == yes {
+			return nil
+		}
+		waiting[i] = yes
+		ev := unix.EpollEvent{Events: unix.EPOLLOUT, Fd: int32(i)}
+		if yes {
+			ev.Events = 0
+		}
+		return os.NewSyscallError("epoll_ctl", unix.EpollCtl(ep, unix.EPOLL_CTL_MOD, fds[i], &ev))
+	}
+	for {
+		n, err := unix.EpollWait(ep, events, 50)
+		if err != nil && err != unix.EINTR {
 			return 0, os.NewSyscallError("epoll_wait", err)
 		}
-		if n == 0 {
-			return endless, nil
-		}
-		for _, ev := range events[:n] {
+		for _, ev := range events[:max(n, 0)] {
 			i := int(ev.Fd)
 			size := int64(o.size) - sent[i]%int64(o.size) // the rest of a message, if one was cut
 			m, err := unix.Write(fds[i], streamAt(i, sent[i])[:size])
@@ -228,26 +251,47 @@ func (w *watch) fill(ep int, fds []int, sent []int64, o options) (endless int, e
 			}
 			if sent[i] += int64(m); sent[i] >= o.perPeer {
 				endless++
-				if err := unix.EpollCtl(ep, unix.EPOLL_CTL_MOD, fds[i], &unix.EpollEvent{Fd: ev.Fd}); err != nil {
-					return 0, os.NewSyscallError("epoll_ctl", err)
+				if err := pause(i, true); err != nil {
+					return 0, err
 				}
 			}
 		}
-		if time.Since(checked) > 200*time.Millisecond {
-			checked = time.Now()
-			m, err := proc.MemoryOf(w.server.PID)
-			if err != nil {
-				return 0, err
-			}
-			if grown := (m.RSS - w.idle.RSS) / mib; grown > o.abort {
-				return 0, fmt.Errorf("given up: the server has grown by %d MiB and still reads", grown)
+		if time.Since(checked) < 100*time.Millisecond {
+			continue
+		}
+		q, err := w.queues()
+		if err != nil {
+			return 0, err
+		}
+		now := -q.total() - q.onTheWay
+		for i := range fds {
+			now += sent[i]
+			if sent[i] < o.perPeer {
+				if err := pause(i, q.unread[names[i]] > enough); err != nil {
+					return 0, err
+				}
 			}
 		}
+		if now > read {
+			read, moved = now, time.Now()
+		} else if time.Since(moved) > o.quiet {
+			return endless, nil
+		}
+		m, err := proc.MemoryOf(w.server.PID)
+		if err != nil {
+			return 0, err
+		}
+		if grown := (m.RSS - w.idle.RSS) / mib; grown > o.abort {
+			return 0, fmt.Errorf("given up: the server has grown by %d MiB and still reads", grown)
+		}
+		checked = time.Now()
 	}
 }
 
-// drainPeers reads what each peer is owed and compares it.
-func drainPeers(ep int, fds []int, sent []int64) error {
+// drainPeers reads what each peer is owed and compares it. The server's kernel may
+// look at a window that was closed for some time only after as long again.
+func drainPeers(ep int, fds []int, sent []int64, closed time.Duration) error {
+	patience := closed + 5*time.Second
 	for i, fd := range fds {
 		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
 			return os.NewSyscallError("epoll_ctl", err)
@@ -262,7 +306,7 @@ func drainPeers(ep int, fds []int, sent []int64) error {
 	}
 	events, buf := make([]unix.EpollEvent, 1024), make([]byte, 64<<10)
 	for left > 0 {
-		n, err := unix.EpollWait(ep, events, 5000)
+		n, err := unix.EpollWait(ep, events, int(patience.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
@@ -270,7 +314,7 @@ func drainPeers(ep int, fds []int, sent []int64) error {
 			return os.NewSyscallError("epoll_wait", err)
 		}
 		if n == 0 {
-			return fmt.Errorf("the peers read again, but %d of them wait for bytes and none came for 5 s", left)
+			return fmt.Errorf("the peers read again, but %d of them wait for bytes and none came for %v", left, patience.Round(time.Second))
 		}
 		for _, ev := range events[:n] {
 			i := int(ev.Fd)

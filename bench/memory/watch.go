@@ -4,12 +4,16 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/runnel-io/runnel/bench/internal/proc"
 )
@@ -85,34 +89,68 @@ func (w *watch) descriptors() (int, error) {
 	return len(names), err
 }
 
-// unread returns how many bytes the kernel holds that the server has not read, over
-// all its IPv4 connections.
-func (w *watch) unread() (int64, error) {
+// queues are the bytes that the kernel holds on their way to the server.
+type queues struct {
+	unread   map[string]int64 // by the peer's address as the kernel prints it: arrived, not read
+	onTheWay int64            // in the peers' own send queues
+}
+
+func (q *queues) total() (sum int64) {
+	for _, n := range q.unread {
+		sum += n
+	}
+	return sum
+}
+
+// queues reads the kernel's table of IPv4 connections.
+func (w *watch) queues() (queues, error) {
+	q := queues{unread: map[string]int64{}}
 	_, portText, _ := strings.Cut(strings.TrimPrefix(w.server.Addr, "tcp://"), ":")
 	port, err := strconv.Atoi(portText)
 	if err != nil {
-		return 0, fmt.Errorf("address %q: %w", w.server.Addr, err)
+		return q, fmt.Errorf("address %q: %w", w.server.Addr, err)
 	}
 	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", w.server.PID))
 	if err != nil {
-		return 0, err
+		return q, err
 	}
 	// sl local_address rem_address st tx_queue:rx_queue ...
 	suffix := fmt.Appendf(nil, ":%04X", port)
-	var sum int64
 	for line := range bytes.Lines(table) {
 		f := bytes.Fields(line)
-		if len(f) < 5 || !bytes.HasSuffix(f[1], suffix) || string(f[3]) != "01" { // established
+		if len(f) < 5 || string(f[3]) != "01" { // established
 			continue
 		}
-		_, rx, _ := bytes.Cut(f[4], []byte{':'})
-		n, err := strconv.ParseInt(string(rx), 16, 64)
-		if err != nil {
-			return 0, err
+		txText, rxText, _ := bytes.Cut(f[4], []byte{':'})
+		switch {
+		case bytes.HasSuffix(f[1], suffix):
+			rx, err := strconv.ParseInt(string(rxText), 16, 64)
+			if err != nil {
+				return q, err
+			}
+			q.unread[string(f[2])] = rx
+		case bytes.HasSuffix(f[2], suffix):
+			tx, err := strconv.ParseInt(string(txText), 16, 64)
+			if err != nil {
+				return q, err
+			}
+			q.onTheWay += tx
 		}
-		sum += n
 	}
-	return sum, nil
+	return q, nil
+}
+
+// kernelName is a socket's own address as the kernel's table prints it.
+func kernelName(fd int) (string, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return "", os.NewSyscallError("getsockname", err)
+	}
+	in, ok := sa.(*unix.SockaddrInet4)
+	if !ok {
+		return "", errors.New("not an IPv4 socket")
+	}
+	return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(in.Addr[:]), in.Port), nil
 }
 
 func (w *watch) wait(what string, ok func() (bool, error)) error {
