@@ -193,6 +193,8 @@ func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
 	p := eventloop.NewPromise(s.Loop())
 	p.Then(func(err error) {
 		if err != nil {
+			// A handler may have refused to connect.
+			s.Abort(pipeline.CloseNow, err)
 			done(err)
 			return
 		}

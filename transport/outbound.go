@@ -75,7 +75,7 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 		return
 	}
 	last := o.entries.last()
-	if n <= mergeLimit && last != nil && last.buf != nil {
+	if n <= mergeLimit && last != nil && last.buf != nil && !b.Mapped() && !last.buf.Mapped() {
 		if o.merging && last.buf.Cap()-last.buf.WriterIndex() >= n {
 			o.append(last.buf, b)
 			return

@@ -231,12 +231,11 @@ func (s *stream) readTurn(ending bool) {
 			}
 			break
 		}
+		counters.Reads++
 		if n == 0 {
-			counters.EmptyReads++
 			eof = true
 			break
 		}
-		counters.Reads++
 		total += n
 		if s.recv.read(n) {
 			s.fitWaterMarks()
@@ -252,9 +251,6 @@ func (s *stream) readTurn(ending bool) {
 	}
 	if s.recv.turn(total) {
 		s.fitWaterMarks()
-	}
-	if s.at == streamClosed {
-		return
 	}
 	p.FireReadComplete()
 	switch {
@@ -311,13 +307,14 @@ func (s *stream) fail(op string, err error) {
 // flush sends the queue up to s.flushTo, as far as the socket takes it and this
 // channel's share of the turn goes.
 //
-// It completes promises, so user code may write, flush or close before it returns.
+// When it has used up its share it goes on by itself in the next turn, and until
+// then further calls do nothing. It completes promises, so user code may write, flush or close before it returns.
 func (s *stream) flush() {
-	if s.inFlush || s.blocked || s.opRegion != nil || s.at != streamOpen && s.at != streamClosing {
+	if s.inFlush || s.againQueue || s.blocked || s.opRegion != nil || s.at != streamOpen && s.at != streamClosing {
 		return
 	}
 	s.inFlush = true
-	defer func() { s.inFlush = false }()
+	defer s.flushed()
 	calls, budget := 0, regionBudget
 	for s.out.sent < s.flushTo {
 		if calls == maxWritesPerFlush || budget <= 0 {
@@ -340,6 +337,14 @@ func (s *stream) flush() {
 	}
 	s.completeDue()
 	s.settle()
+}
+
+// flushed ends a flush. Callbacks may have asked for another one meanwhile.
+func (s *stream) flushed() {
+	s.inFlush = false
+	if s.out.sent < s.flushTo && !s.blocked && s.opRegion == nil && (s.at == streamOpen || s.at == streamClosing) {
+		s.flushAgain()
+	}
 }
 
 // flushAgain goes on with the flush in the next turn.
