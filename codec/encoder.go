@@ -1,0 +1,40 @@
+package codec
+
+import (
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// Encode makes a handler that turns outbound messages of type M into bytes; others
+// pass. f appends the bytes of msg to out. msg is released after f, if it is
+// counted, and out is dropped if f fails; its error fails the write. Netty:
+// MessageToByteEncoder.
+func Encode[M any](f func(c *pipeline.Context, msg M, out *buffer.Buf) error) pipeline.WriteHandler {
+	return encode[M](f)
+}
+
+type encode[M any] func(c *pipeline.Context, msg M, out *buffer.Buf) error
+
+func (f encode[M]) HandleWrite(c *pipeline.Context, msg any, p *eventloop.Promise) error {
+	m, ok := msg.(M)
+	if !ok {
+		c.ForwardWrite(msg, p)
+		return nil
+	}
+	out, err := c.Alloc().TryAlloc(encodeSize)
+	if err == nil {
+		if err = f(c, m, out); err != nil {
+			out.Release()
+		}
+	}
+	buffer.Release(msg)
+	if err != nil {
+		return err
+	}
+	c.ForwardWrite(out, p)
+	return nil
+}
+
+// encodeSize is the size of the Buf that an Encode starts with.
+const encodeSize = 256
