@@ -1,7 +1,7 @@
 package buffer
 
 import (
-	"math/bits"
+	"encoding/binary"
 	"unsafe"
 )
 
@@ -43,44 +43,44 @@ func (b *Buf) Uint8At(i int) uint8 {
 
 // Uint16At returns the big-endian number of 2 bytes at index i.
 func (b *Buf) Uint16At(i int) uint16 {
-	if uint(i) < uint(b.lim3) {
-		return bits.ReverseBytes16(*(*uint16)(unsafe.Add(b.p, i)))
+	if uint(i) >= uint(b.lim3) {
+		return b.uint16At(i)
 	}
-	return bits.ReverseBytes16(*(*uint16)(b.at(i, 2)))
+	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Add(b.p, i))[:])
 }
 
 // Uint16AtLE returns the little-endian number of 2 bytes at index i.
 func (b *Buf) Uint16AtLE(i int) uint16 {
-	if uint(i) < uint(b.lim3) {
-		return (*(*uint16)(unsafe.Add(b.p, i)))
+	if uint(i) >= uint(b.lim3) {
+		return b.uint16AtLE(i)
 	}
-	return (*(*uint16)(b.at(i, 2)))
+	return binary.LittleEndian.Uint16((*[2]byte)(unsafe.Add(b.p, i))[:])
 }
 
 // Uint32At returns the big-endian number of 4 bytes at index i.
 func (b *Buf) Uint32At(i int) uint32 {
-	if uint(i) < uint(b.lim3) {
-		return bits.ReverseBytes32(*(*uint32)(unsafe.Add(b.p, i)))
+	if uint(i) >= uint(b.lim3) {
+		return b.uint32At(i)
 	}
-	return bits.ReverseBytes32(*(*uint32)(b.at(i, 4)))
+	return binary.BigEndian.Uint32((*[4]byte)(unsafe.Add(b.p, i))[:])
 }
 
 // Uint32AtLE returns the little-endian number of 4 bytes at index i.
 func (b *Buf) Uint32AtLE(i int) uint32 {
-	if uint(i) < uint(b.lim3) {
-		return (*(*uint32)(unsafe.Add(b.p, i)))
+	if uint(i) >= uint(b.lim3) {
+		return b.uint32AtLE(i)
 	}
-	return (*(*uint32)(b.at(i, 4)))
+	return binary.LittleEndian.Uint32((*[4]byte)(unsafe.Add(b.p, i))[:])
 }
 
 // Uint64At returns the big-endian number of 8 bytes at index i.
 func (b *Buf) Uint64At(i int) uint64 {
-	return bits.ReverseBytes64(*(*uint64)(b.at(i, 8)))
+	return binary.BigEndian.Uint64((*[8]byte)(b.at(i, 8))[:])
 }
 
 // Uint64AtLE returns the little-endian number of 8 bytes at index i.
 func (b *Buf) Uint64AtLE(i int) uint64 {
-	return (*(*uint64)(b.at(i, 8)))
+	return binary.LittleEndian.Uint64((*[8]byte)(b.at(i, 8))[:])
 }
 
 // SetUint8At changes the byte at index i, which must have been written before.
@@ -89,19 +89,43 @@ func (b *Buf) Uint64AtLE(i int) uint64 {
 func (b *Buf) SetUint8At(i int, v uint8) { *(*uint8)(b.setAt(i, 1)) = v }
 
 // SetUint16At changes the 2 bytes at index i to the big-endian v.
-func (b *Buf) SetUint16At(i int, v uint16) { *(*uint16)(b.setAt(i, 2)) = bits.ReverseBytes16(v) }
+func (b *Buf) SetUint16At(i int, v uint16) {
+	binary.BigEndian.PutUint16((*[2]byte)(b.setAt(i, 2))[:], v)
+}
 
 // SetUint16AtLE changes the 2 bytes at index i to the little-endian v.
-func (b *Buf) SetUint16AtLE(i int, v uint16) { *(*uint16)(b.setAt(i, 2)) = v }
+func (b *Buf) SetUint16AtLE(i int, v uint16) {
+	binary.LittleEndian.PutUint16((*[2]byte)(b.setAt(i, 2))[:], v)
+}
 
 // SetUint32At changes the 4 bytes at index i to the big-endian v.
-func (b *Buf) SetUint32At(i int, v uint32) { *(*uint32)(b.setAt(i, 4)) = bits.ReverseBytes32(v) }
+func (b *Buf) SetUint32At(i int, v uint32) {
+	binary.BigEndian.PutUint32((*[4]byte)(b.setAt(i, 4))[:], v)
+}
 
 // SetUint32AtLE changes the 4 bytes at index i to the little-endian v.
-func (b *Buf) SetUint32AtLE(i int, v uint32) { *(*uint32)(b.setAt(i, 4)) = v }
+func (b *Buf) SetUint32AtLE(i int, v uint32) {
+	binary.LittleEndian.PutUint32((*[4]byte)(b.setAt(i, 4))[:], v)
+}
 
 // SetUint64At changes the 8 bytes at index i to the big-endian v.
-func (b *Buf) SetUint64At(i int, v uint64) { *(*uint64)(b.setAt(i, 8)) = bits.ReverseBytes64(v) }
+func (b *Buf) SetUint64At(i int, v uint64) {
+	binary.BigEndian.PutUint64((*[8]byte)(b.setAt(i, 8))[:], v)
+}
 
 // SetUint64AtLE changes the 8 bytes at index i to the little-endian v.
-func (b *Buf) SetUint64AtLE(i int, v uint64) { *(*uint64)(b.setAt(i, 8)) = v }
+func (b *Buf) SetUint64AtLE(i int, v uint64) {
+	binary.LittleEndian.PutUint64((*[8]byte)(b.setAt(i, 8))[:], v)
+}
+
+//go:noinline
+func (b *Buf) uint16At(i int) uint16 { return binary.BigEndian.Uint16((*[2]byte)(b.at(i, 2))[:]) }
+
+//go:noinline
+func (b *Buf) uint16AtLE(i int) uint16 { return binary.LittleEndian.Uint16((*[2]byte)(b.at(i, 2))[:]) }
+
+//go:noinline
+func (b *Buf) uint32At(i int) uint32 { return binary.BigEndian.Uint32((*[4]byte)(b.at(i, 4))[:]) }
+
+//go:noinline
+func (b *Buf) uint32AtLE(i int) uint32 { return binary.LittleEndian.Uint32((*[4]byte)(b.at(i, 4))[:]) }

@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"math"
-	"math/bits"
 	"sync/atomic"
 	"unsafe"
 
@@ -23,9 +22,9 @@ import (
 //
 // Ownership: a new Buf holds one reference, the caller's. FireRead and Write take
 // it over, whether or not they succeed; Retain first to keep using the Buf. The
-// last Release returns the memory. Any use after that panics with a [MisuseError]
-// as long as the Buf has not been handed out again; under the invariants tag
-// that never happens, so that every such use is found. The []byte of Peek, Next,
+// last Release returns the memory. A read or write after that panics with a
+// [MisuseError] as long as the Buf has not been handed out again; under the
+// invariants tag that never happens, so that every such use is found. The []byte of Peek, Next,
 // Window and Writable belong to the Buf and are good until it is written to,
 // compacted or released.
 //
@@ -77,6 +76,10 @@ const (
 	flagMapped                     // mem is a mapped file
 	flagReadOnly                   // mem cannot be written
 	flagCarrier                    // holds memory for views; never handed out
+	flagHuge                       // mem is a run of pages that no cache keeps
+
+	// flagsOfMemory are those that views have in common with their carrier.
+	flagsOfMemory = flagHeap | flagMapped | flagReadOnly | flagHuge
 )
 
 const (
@@ -301,6 +304,7 @@ func (b *Buf) ReadSlice(n int) *Buf {
 // reads nothing when b holds fewer than n bytes.
 func (b *Buf) TryReadSlice(n int) (*Buf, bool) {
 	if uint(n) > uint(b.q-b.r) {
+		b.alive("read")
 		return nil, false
 	}
 	return b.ReadSlice(n), true
@@ -396,7 +400,7 @@ func (b *Buf) share() *Buf {
 	}
 	c := b.newHandle(0)
 	c.mem, c.size, c.span, c.class, c.owner, c.file = b.mem, b.size, b.span, b.class, b.owner, b.file
-	c.flags = b.flags&(flagHeap|flagMapped|flagReadOnly) | flagCarrier
+	c.flags = b.flags&flagsOfMemory | flagCarrier
 	c.ref = 1
 	b.mem, b.size, b.span, b.class, b.file = nil, 0, nil, classView, nil
 	b.root = c
@@ -445,7 +449,7 @@ func (b *Buf) view(i, n int) *Buf {
 	v := b.newHandle(1)
 	v.root = root
 	v.class = classView
-	v.flags = b.flags&(flagHeap|flagMapped|flagReadOnly) | flagView
+	v.flags = b.flags&flagsOfMemory | flagView
 	v.p = root.mem
 	if n > 0 {
 		v.p = unsafe.Add(b.p, i)
@@ -499,6 +503,8 @@ func (b *Buf) grow(n int) {
 	b.file, o.file = o.file, b.file
 	b.flags, o.flags = o.flags, b.flags
 	b.p, b.wp, b.l = b.mem, b.mem, b.size
+	o.p, o.wp = o.mem, o.mem // where a released Buf has to point
+	o.flags &^= flagMoved
 	o.Release()
 }
 
@@ -553,48 +559,4 @@ func bytesAt(p unsafe.Pointer, off, n int) []byte {
 		return nil
 	}
 	return unsafe.Slice((*byte)(unsafe.Add(p, off)), n)
-}
-
-// be16, be32 and be64 turn what lies in memory into a big-endian number and back.
-func be16(v uint16) uint16 {
-	if hostBigEndian {
-		return v
-	}
-	return bits.ReverseBytes16(v)
-}
-
-func be32(v uint32) uint32 {
-	if hostBigEndian {
-		return v
-	}
-	return bits.ReverseBytes32(v)
-}
-
-func be64(v uint64) uint64 {
-	if hostBigEndian {
-		return v
-	}
-	return bits.ReverseBytes64(v)
-}
-
-// le16, le32 and le64 do the same for little-endian numbers.
-func le16(v uint16) uint16 {
-	if hostBigEndian {
-		return bits.ReverseBytes16(v)
-	}
-	return v
-}
-
-func le32(v uint32) uint32 {
-	if hostBigEndian {
-		return bits.ReverseBytes32(v)
-	}
-	return v
-}
-
-func le64(v uint64) uint64 {
-	if hostBigEndian {
-		return bits.ReverseBytes64(v)
-	}
-	return v
 }

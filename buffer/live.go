@@ -148,7 +148,11 @@ func (b *Buf) bury() *Buf {
 const poisoned = 0xdb
 
 func poison(p []byte) {
-	for i := range p {
-		p[i] = poisoned
+	if len(p) == 0 {
+		return
+	}
+	p[0] = poisoned
+	for n := 1; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
 	}
 }

@@ -26,7 +26,7 @@ type Allocator interface {
 // PoolConfig sets the bounds of a Pool. The zero value is ready to use.
 type PoolConfig struct {
 	Limit  int64 // bytes the pool may hold, in use and cached; 0 means a quarter of the memory this process may use
-	MaxCap int   // bytes to which a Buf grows; 0 means 2 GiB - 1, which is also the most
+	MaxCap int   // bytes to which a Buf grows, rounded up to a size class; 0 means 2 GiB - 1, which is also the most
 	Cache  int   // bytes each Cache keeps for itself; 0 means 4 MiB, or an eighth of Limit if that is less
 	Retain int64 // bytes of empty memory kept for Grace before the system gets it back; beyond, it gets it at once; 0 means 16 MiB, negative none
 
@@ -151,6 +151,9 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 	if cfg.MaxCap == 0 {
 		cfg.MaxCap = defaultMaxCap
 	}
+	if cfg.MaxCap <= maxSlot {
+		cfg.MaxCap = classSizes[classOf(cfg.MaxCap)]
+	}
 	if cfg.Retain == 0 {
 		cfg.Retain = defaultRetain
 	}
@@ -256,6 +259,9 @@ func (p *Pool) Close() error {
 		return fmt.Errorf("buffer: close: %d Bufs and %d Caches left: %w", live, open, ErrInUse)
 	}
 	p.closed = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
 	p.mu.Unlock()
 
 	p.shared.drain()
@@ -615,6 +621,7 @@ func (c *Cache) allocHuge(b *Buf, n int) error {
 	b.class, b.size, b.owner = classHuge, run.bytes, c
 	b.mem = run.base
 	b.span = &span{chunk: run}
+	b.flags = flagHuge
 	return nil
 }
 

@@ -1,7 +1,7 @@
 package buffer
 
 import (
-	"math/bits"
+	"encoding/binary"
 	"unsafe"
 )
 
@@ -47,7 +47,7 @@ func (b *Buf) ReadUint16() uint16 {
 	if b.r += 2; b.r > b.w {
 		b.need2()
 	}
-	return bits.ReverseBytes16(*(*uint16)(unsafe.Add(b.p, b.r-2)))
+	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Add(b.p, b.r-2))[:])
 }
 
 // ReadUint16LE reads a little-endian number of 2 bytes.
@@ -55,7 +55,7 @@ func (b *Buf) ReadUint16LE() uint16 {
 	if b.r += 2; b.r > b.w {
 		b.need2()
 	}
-	return *(*uint16)(unsafe.Add(b.p, b.r-2))
+	return binary.LittleEndian.Uint16((*[2]byte)(unsafe.Add(b.p, b.r-2))[:])
 }
 
 // ReadUint32 reads a big-endian number of 4 bytes.
@@ -63,7 +63,7 @@ func (b *Buf) ReadUint32() uint32 {
 	if b.r += 4; b.r > b.w {
 		b.need4()
 	}
-	return bits.ReverseBytes32(*(*uint32)(unsafe.Add(b.p, b.r-4)))
+	return binary.BigEndian.Uint32((*[4]byte)(unsafe.Add(b.p, b.r-4))[:])
 }
 
 // ReadUint32LE reads a little-endian number of 4 bytes.
@@ -71,7 +71,7 @@ func (b *Buf) ReadUint32LE() uint32 {
 	if b.r += 4; b.r > b.w {
 		b.need4()
 	}
-	return *(*uint32)(unsafe.Add(b.p, b.r-4))
+	return binary.LittleEndian.Uint32((*[4]byte)(unsafe.Add(b.p, b.r-4))[:])
 }
 
 // ReadUint64 reads a big-endian number of 8 bytes.
@@ -79,7 +79,7 @@ func (b *Buf) ReadUint64() uint64 {
 	if b.r += 8; b.r > b.w {
 		b.need8()
 	}
-	return bits.ReverseBytes64(*(*uint64)(unsafe.Add(b.p, b.r-8)))
+	return binary.BigEndian.Uint64((*[8]byte)(unsafe.Add(b.p, b.r-8))[:])
 }
 
 // ReadUint64LE reads a little-endian number of 8 bytes.
@@ -87,11 +87,16 @@ func (b *Buf) ReadUint64LE() uint64 {
 	if b.r += 8; b.r > b.w {
 		b.need8()
 	}
-	return *(*uint64)(unsafe.Add(b.p, b.r-8))
+	return binary.LittleEndian.Uint64((*[8]byte)(unsafe.Add(b.p, b.r-8))[:])
 }
 
 // ReadInt8 reads a signed byte.
-func (b *Buf) ReadInt8() int8 { return int8(b.ReadUint8()) }
+func (b *Buf) ReadInt8() int8 {
+	if b.r++; b.r > b.w {
+		b.need1()
+	}
+	return *(*int8)(unsafe.Add(b.p, b.r-1))
+}
 
 // ReadInt16 reads a signed big-endian number of 2 bytes.
 func (b *Buf) ReadInt16() int16 { return int16(b.ReadUint16()) }
@@ -116,6 +121,7 @@ func (b *Buf) ReadInt64LE() int64 { return int64(b.ReadUint64LE()) }
 // when b does not hold enough.
 func (b *Buf) TryReadUint8() (uint8, bool) {
 	if b.q-b.r < 1 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint8(), true
@@ -124,6 +130,7 @@ func (b *Buf) TryReadUint8() (uint8, bool) {
 // TryReadUint16 reads a big-endian number of 2 bytes if b holds that many.
 func (b *Buf) TryReadUint16() (uint16, bool) {
 	if b.q-b.r < 2 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint16(), true
@@ -132,6 +139,7 @@ func (b *Buf) TryReadUint16() (uint16, bool) {
 // TryReadUint16LE reads a little-endian number of 2 bytes if b holds that many.
 func (b *Buf) TryReadUint16LE() (uint16, bool) {
 	if b.q-b.r < 2 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint16LE(), true
@@ -140,6 +148,7 @@ func (b *Buf) TryReadUint16LE() (uint16, bool) {
 // TryReadUint32 reads a big-endian number of 4 bytes if b holds that many.
 func (b *Buf) TryReadUint32() (uint32, bool) {
 	if b.q-b.r < 4 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint32(), true
@@ -148,6 +157,7 @@ func (b *Buf) TryReadUint32() (uint32, bool) {
 // TryReadUint32LE reads a little-endian number of 4 bytes if b holds that many.
 func (b *Buf) TryReadUint32LE() (uint32, bool) {
 	if b.q-b.r < 4 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint32LE(), true
@@ -156,6 +166,7 @@ func (b *Buf) TryReadUint32LE() (uint32, bool) {
 // TryReadUint64 reads a big-endian number of 8 bytes if b holds that many.
 func (b *Buf) TryReadUint64() (uint64, bool) {
 	if b.q-b.r < 8 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint64(), true
@@ -164,6 +175,7 @@ func (b *Buf) TryReadUint64() (uint64, bool) {
 // TryReadUint64LE reads a little-endian number of 8 bytes if b holds that many.
 func (b *Buf) TryReadUint64LE() (uint64, bool) {
 	if b.q-b.r < 8 {
+		b.alive("read")
 		return 0, false
 	}
 	return b.ReadUint64LE(), true
@@ -207,6 +219,7 @@ func (b *Buf) ReadBytes(dst []byte) {
 // TryReadBytes fills dst with the next bytes if b holds that many.
 func (b *Buf) TryReadBytes(dst []byte) bool {
 	if len(dst) > b.q-b.r {
+		b.alive("read")
 		return false
 	}
 	b.ReadBytes(dst)
@@ -230,6 +243,7 @@ func (b *Buf) ReadString(n int) string {
 // TryReadString reads n bytes and returns a copy of them if b holds that many.
 func (b *Buf) TryReadString(n int) (string, bool) {
 	if uint(n) > uint(b.q-b.r) {
+		b.alive("read")
 		return "", false
 	}
 	return b.ReadString(n), true

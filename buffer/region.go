@@ -69,6 +69,7 @@ func (r *FileRegion) Release() bool {
 		r.trace.release()
 	}
 	heapLive.Add(-1)
+	r.fd = -1          // the number may soon be another file's
 	_ = r.file.Close() // opened for reading: there is nothing to lose
 	return true
 }

@@ -1,7 +1,7 @@
 package buffer
 
 import (
-	"math/bits"
+	"encoding/binary"
 	"unsafe"
 
 	"github.com/runnel-io/runnel/internal/sys"
@@ -40,7 +40,7 @@ func (b *Buf) WriteUint16(v uint16) {
 	if b.q += 2; b.q > b.l {
 		b.room2()
 	}
-	*(*uint16)(unsafe.Add(b.wp, b.q-2)) = bits.ReverseBytes16(v)
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Add(b.wp, b.q-2))[:], v)
 }
 
 // WriteUint16LE appends a little-endian number of 2 bytes.
@@ -48,7 +48,7 @@ func (b *Buf) WriteUint16LE(v uint16) {
 	if b.q += 2; b.q > b.l {
 		b.room2()
 	}
-	*(*uint16)(unsafe.Add(b.wp, b.q-2)) = v
+	binary.LittleEndian.PutUint16((*[2]byte)(unsafe.Add(b.wp, b.q-2))[:], v)
 }
 
 // WriteUint32 appends a big-endian number of 4 bytes.
@@ -56,7 +56,7 @@ func (b *Buf) WriteUint32(v uint32) {
 	if b.q += 4; b.q > b.l {
 		b.room4()
 	}
-	*(*uint32)(unsafe.Add(b.wp, b.q-4)) = bits.ReverseBytes32(v)
+	binary.BigEndian.PutUint32((*[4]byte)(unsafe.Add(b.wp, b.q-4))[:], v)
 }
 
 // WriteUint32LE appends a little-endian number of 4 bytes.
@@ -64,7 +64,7 @@ func (b *Buf) WriteUint32LE(v uint32) {
 	if b.q += 4; b.q > b.l {
 		b.room4()
 	}
-	*(*uint32)(unsafe.Add(b.wp, b.q-4)) = v
+	binary.LittleEndian.PutUint32((*[4]byte)(unsafe.Add(b.wp, b.q-4))[:], v)
 }
 
 // WriteUint64 appends a big-endian number of 8 bytes.
@@ -72,7 +72,7 @@ func (b *Buf) WriteUint64(v uint64) {
 	if b.q += 8; b.q > b.l {
 		b.room8()
 	}
-	*(*uint64)(unsafe.Add(b.wp, b.q-8)) = bits.ReverseBytes64(v)
+	binary.BigEndian.PutUint64((*[8]byte)(unsafe.Add(b.wp, b.q-8))[:], v)
 }
 
 // WriteUint64LE appends a little-endian number of 8 bytes.
@@ -80,7 +80,7 @@ func (b *Buf) WriteUint64LE(v uint64) {
 	if b.q += 8; b.q > b.l {
 		b.room8()
 	}
-	*(*uint64)(unsafe.Add(b.wp, b.q-8)) = v
+	binary.LittleEndian.PutUint64((*[8]byte)(unsafe.Add(b.wp, b.q-8))[:], v)
 }
 
 // Write appends p. It implements io.Writer and always returns len(p) and nil: what

@@ -1,0 +1,222 @@
+package buffer_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+)
+
+// boundCache returns a cache of a fresh pool that the calling goroutine owns.
+func boundCache(tb testing.TB, cfg buffer.PoolConfig) *buffer.Cache {
+	tb.Helper()
+	p := newPool(tb, cfg)
+	c := p.NewCache()
+	c.Bind()
+	tb.Cleanup(c.Close)
+	return c
+}
+
+func newPool(tb testing.TB, cfg buffer.PoolConfig) *buffer.Pool {
+	tb.Helper()
+	p, err := buffer.NewPool(cfg)
+	if err != nil {
+		tb.Fatalf("NewPool: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			tb.Errorf("closing the pool: %v", err)
+		}
+	})
+	return p
+}
+
+var sink byte
+
+func BenchmarkAlloc(b *testing.B) {
+	for _, n := range []int{64, 1 << 10, 64 << 10} {
+		b.Run(fmt.Sprintf("owner/%d", n), func(b *testing.B) {
+			c := boundCache(b, buffer.PoolConfig{})
+			b.ReportAllocs()
+			for b.Loop() {
+				c.Alloc(n).Release()
+			}
+		})
+		b.Run(fmt.Sprintf("shared/%d", n), func(b *testing.B) {
+			p := newPool(b, buffer.PoolConfig{})
+			b.ReportAllocs()
+			for b.Loop() {
+				p.Alloc(n).Release()
+			}
+		})
+		b.Run(fmt.Sprintf("syncPool/%d", n), func(b *testing.B) {
+			p := sync.Pool{New: func() any { s := make([]byte, n); return &s }}
+			b.ReportAllocs()
+			for b.Loop() {
+				p.Put(p.Get())
+			}
+		})
+		b.Run(fmt.Sprintf("make/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				s := make([]byte, n)
+				escape = s
+			}
+		})
+	}
+}
+
+var escape []byte
+
+// A buffer is allocated on one goroutine and released on another.
+func BenchmarkRemoteRelease(b *testing.B) {
+	const batch = 256
+	b.Run("cache", func(b *testing.B) {
+		c := boundCache(b, buffer.PoolConfig{})
+		c.Alloc(64).Release()
+		give, back := make(chan []*buffer.Buf, 1), make(chan []*buffer.Buf, 1)
+		go func() {
+			for s := range give {
+				for _, x := range s {
+					x.Release()
+				}
+				back <- s
+			}
+		}()
+		s := make([]*buffer.Buf, batch)
+		for n := 0; n < b.N; n += batch {
+			for i := range s {
+				s[i] = c.Alloc(64)
+			}
+			give <- s
+			s = <-back
+		}
+		close(give)
+	})
+	b.Run("syncPool", func(b *testing.B) {
+		p := sync.Pool{New: func() any { s := make([]byte, 64); return &s }}
+		give, back := make(chan []any, 1), make(chan []any, 1)
+		go func() {
+			for s := range give {
+				for _, x := range s {
+					p.Put(x)
+				}
+				back <- s
+			}
+		}()
+		s := make([]any, batch)
+		for n := 0; n < b.N; n += batch {
+			for i := range s {
+				s[i] = p.Get()
+			}
+			give <- s
+			s = <-back
+		}
+		close(give)
+	})
+}
+
+func BenchmarkSlice(b *testing.B) {
+	c := boundCache(b, buffer.PoolConfig{})
+	x := c.Alloc(1 << 10)
+	defer x.Release()
+	x.WriteString("0123456789abcdef")
+	b.ReportAllocs()
+	for b.Loop() {
+		x.Slice(4, 8).Release()
+	}
+}
+
+// A buffer is read into, cut into one frame and released, as a decoder does.
+func BenchmarkReadSlice(b *testing.B) {
+	c := boundCache(b, buffer.PoolConfig{})
+	b.ReportAllocs()
+	for b.Loop() {
+		x := c.Alloc(1 << 10)
+		x.WriteUint64(1)
+		f := x.ReadSlice(8)
+		x.Release()
+		f.Release()
+	}
+}
+
+func BenchmarkRetain(b *testing.B) {
+	c := boundCache(b, buffer.PoolConfig{})
+	x := c.Alloc(1 << 10)
+	defer x.Release()
+	for b.Loop() {
+		x.Retain()
+		x.Release()
+	}
+}
+
+// The figures are for 4 KiB, 1024 accesses.
+func BenchmarkAccess(b *testing.B) {
+	const size = 4 << 10
+	x := buffer.Heap.Alloc(size)
+	defer x.Release()
+	raw := make([]byte, size)
+	b.Run("ReadUint32", func(b *testing.B) {
+		x.Clear()
+		x.Write(raw)
+		var sum uint32
+		for b.Loop() {
+			y := x
+			for range size / 4 {
+				sum += y.ReadUint32()
+			}
+			y.Clear()
+			y.Commit(len(y.Writable()))
+		}
+		sink = byte(sum)
+	})
+	b.Run("slice read", func(b *testing.B) {
+		var sum uint32
+		for b.Loop() {
+			for s := raw; len(s) >= 4; s = s[4:] {
+				sum += binary.BigEndian.Uint32(s)
+			}
+		}
+		sink = byte(sum)
+	})
+	b.Run("WriteUint32", func(b *testing.B) {
+		for b.Loop() {
+			x.Clear()
+			for i := range size / 4 {
+				x.WriteUint32(uint32(i))
+			}
+		}
+	})
+	b.Run("slice append", func(b *testing.B) {
+		s := raw
+		for b.Loop() {
+			s = s[:0]
+			for i := range size / 4 {
+				s = binary.BigEndian.AppendUint32(s, uint32(i))
+			}
+		}
+		sink = s[5]
+	})
+	b.Run("Uint32At", func(b *testing.B) {
+		x.Clear()
+		x.Write(raw)
+		var sum uint32
+		for b.Loop() {
+			for i := 0; i+4 <= size; i += 4 {
+				sum += x.Uint32At(i)
+			}
+		}
+		sink = byte(sum)
+	})
+	b.Run("slice at", func(b *testing.B) {
+		var sum uint32
+		for b.Loop() {
+			for i := 0; i+4 <= size; i += 4 {
+				sum += binary.BigEndian.Uint32(raw[i:])
+			}
+		}
+		sink = byte(sum)
+	})
+}
