@@ -194,12 +194,13 @@ func run(name string, o options) error {
 		}
 	}
 
-	fmt.Printf("%-10s %28s %28s %11s %5s\n", "server", "CPU us/message [min..max]", "ratio to "+all[0].name+" [min..max]", "messages/s", "busy")
+	best := slices.Min(all[0].us)
+	fmt.Printf("%-10s %28s %28s %6s %11s %5s\n", "server", "CPU us/message [min..max]", "ratio to "+all[0].name+" [min..max]", "best", "messages/s", "busy")
 	var over []string
 	for _, c := range all {
 		ratio := median(c.ratio)
-		fmt.Printf("%-10s %8.3f [%7.3f ..%7.3f] %9.3f [%6.3f ..%6.3f] %11.0f %4.0f%%\n", c.name,
-			median(c.us), slices.Min(c.us), slices.Max(c.us), ratio, slices.Min(c.ratio), slices.Max(c.ratio), median(c.rate), 100*median(c.busy))
+		fmt.Printf("%-10s %8.3f [%7.3f ..%7.3f] %9.3f [%6.3f ..%6.3f] %6.3f %11.0f %4.0f%%\n", c.name,
+			median(c.us), slices.Min(c.us), slices.Max(c.us), ratio, slices.Min(c.ratio), slices.Max(c.ratio), slices.Min(c.us)/best, median(c.rate), 100*median(c.busy))
 		if limit, ok := limits[c.name]; ok && ratio > limit {
 			over = append(over, fmt.Sprintf("%s costs %.3f times %s, the limit is %.3f", c.name, ratio, all[0].name, limit))
 		}
