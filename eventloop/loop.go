@@ -23,8 +23,12 @@ const (
 	taskTime    = int64(time.Millisecond)
 
 	// yieldTime is how long a loop with enough to do keeps its processor from the
-	// other goroutines.
-	yieldTime = int64(200 * time.Microsecond)
+	// other goroutines. If they keep it longer, so does the loop the next time, up to
+	// maxYieldTime: beside goroutines that compute all the time, each of which the
+	// runtime gives 10 ms, a loop that always left after 200 us would get a fiftieth
+	// of the processor.
+	yieldTime    = int64(200 * time.Microsecond)
+	maxYieldTime = int64(10 * time.Millisecond)
 
 	// clockEvery is the number of calls between two looks at the clock.
 	clockEvery = 16
@@ -85,8 +89,8 @@ type Loop struct {
 	self    atomic.Uintptr // identity of the goroutine that runs the loop, else 0
 	tasks   queue.MPSC[Task]
 	sleep   atomic.Uint32
-	wakeups atomic.Uint64
-	timers  timers // all but timers.armed is loop-only
+	wakeups atomic.Uint64 // wakes of the poller that are over
+	timers  timers        // all but timers.armed is loop-only
 
 	mu        sync.Mutex
 	published Metrics // guarded by mu
@@ -96,7 +100,9 @@ type Loop struct {
 	// Loop only.
 	now       int64 // clock of this turn
 	lastYield int64
-	idle      int64 // time spent waiting
+	quantum   int64 // how long after it the next one is
+	idle      int64  // time spent waiting
+	wakesOwed uint64 // wakeups, once nobody is in the middle of one
 
 	// What a turn has got to; a turn that a panic interrupts goes on from here.
 	stage    stage
@@ -140,13 +146,13 @@ const (
 	stageTurnEnd
 )
 
-// States of Loop.sleep. Who moves it from asleep to waking owes the poller a wake
-// and then moves it to awake; nobody else wakes it, and the loop does not wait again
-// nor end in between.
+// States of Loop.sleep. The loop moves it to asleep before it waits. Whoever moves it
+// back to awake, if that is not the loop itself, owes the poller one wake. One that
+// comes late ends the next wait early, which does no harm; only the loop's end has
+// to wait for it.
 const (
 	awake uint32 = iota
 	asleep
-	waking
 )
 
 // poolCache is the loop's cache of a pool.
@@ -167,6 +173,7 @@ func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
 		closed:   make(chan struct{}),
 		done:     make(chan struct{}),
 		outcomes: make([]outcome, minOutcomes),
+		quantum:  yieldTime,
 	}
 }
 
@@ -198,17 +205,16 @@ func (l *Loop) Submit(t Task) error {
 	if !l.tasks.TryPush(t) {
 		return ErrLoopClosed
 	}
-	if l.sleep.Load() == asleep && l.sleep.CompareAndSwap(asleep, waking) {
+	if l.sleep.Load() == asleep && l.sleep.CompareAndSwap(asleep, awake) {
 		l.wake()
 	}
 	return nil
 }
 
-// wake interrupts the poll. The caller has moved l.sleep to waking.
+// wake interrupts the poll. The caller has moved l.sleep to awake.
 func (l *Loop) wake() {
-	l.wakeups.Add(1)
 	err := l.poller.wake()
-	l.sleep.Store(awake)
+	l.wakeups.Add(1) // from here on the loop may end, and close the poller
 	if err != nil {
 		l.logger.Error("loop cannot be woken", zap.String("loop", l.name), zap.Error(err))
 		invariant.Check(false, "waking loop %s: %v", l.name, err)
@@ -458,14 +464,14 @@ func (l *Loop) wait() {
 		}
 		l.m.Blocks++
 		l.publish()
-		if !l.sleep.CompareAndSwap(awake, asleep) {
-			return // somebody is about to wake the loop: a wait now could miss it
-		}
 		n := 0
+		l.sleep.Store(asleep)
 		if l.tasks.Len() == 0 {
 			n = l.collect(timeout)
 		}
-		l.sleep.CompareAndSwap(asleep, awake)
+		if !l.sleep.CompareAndSwap(asleep, awake) {
+			l.wakesOwed++
+		}
 		l.lastYield = l.clock()
 		l.idle += l.lastYield - from
 		if n > 0 || l.tasks.Len() > 0 || !trimming {
@@ -485,10 +491,11 @@ func (l *Loop) trim() {
 // breathe yields if it is time to. It is called between calls of the same stage.
 func (l *Loop) breathe() (now int64) {
 	now = l.clock()
-	if now-l.lastYield >= yieldTime && l.manual == nil {
+	if now-l.lastYield >= l.quantum && l.manual == nil {
 		runtime.Gosched()
-		now = l.clock()
-		l.lastYield = now
+		l.lastYield = l.clock()
+		l.quantum = min(max(l.lastYield-now, yieldTime), maxYieldTime)
+		now = l.lastYield
 	}
 	return now
 }
@@ -642,8 +649,8 @@ func (l *Loop) mayEnd() bool {
 
 // end frees what the loop holds. Nothing is posted to it any more.
 func (l *Loop) end() {
-	for l.sleep.Load() != awake {
-		runtime.Gosched() // somebody is about to wake the loop
+	for l.wakeups.Load() != l.wakesOwed {
+		runtime.Gosched() // somebody has yet to write to the poller's descriptor
 	}
 	l.timers.clear()
 	for i := range l.caches {

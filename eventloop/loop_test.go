@@ -482,29 +482,39 @@ func TestIdleLoopTrims(t *testing.T) {
 	}
 }
 
+// Every task that is taken is run, also those of the last moment.
 func TestSubmitAfterTheEnd(t *testing.T) {
 	g := newTestGroup(t, GroupConfig{Loops: 1})
 	l := g.Next()
-	ran := 0
-	accepted := 0
-	stop := make(chan struct{})
-	finished := make(chan struct{})
+	ran, accepted := 0, 0
+	busy, finished := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(finished)
+		refused := func(err error) bool {
+			if err != nil && !errors.Is(err, ErrLoopClosed) {
+				t.Errorf("got %v, want ErrLoopClosed", err)
+			}
+			return err != nil
+		}
 		for {
-			if err := l.Execute(func() { ran++ }); err != nil {
-				if !errors.Is(err, ErrLoopClosed) {
-					t.Errorf("got %v, want ErrLoopClosed", err)
+			for range 64 {
+				if refused(l.Execute(func() { ran++ })) {
+					return
 				}
+				accepted++
+			}
+			// The loop keeps up: otherwise its queue would grow and grow.
+			caughtUp := make(chan struct{})
+			if refused(l.Execute(func() { close(caughtUp) })) {
 				return
 			}
-			accepted++
-			if accepted == 100 {
-				close(stop)
+			<-caughtUp
+			if accepted == 64 {
+				close(busy)
 			}
 		}
 	}()
-	<-stop
+	await(t, busy, "the first tasks")
 	shutdown(t, g)
 	await(t, finished, "the first refusal")
 	if ran != accepted {
@@ -512,5 +522,30 @@ func TestSubmitAfterTheEnd(t *testing.T) {
 	}
 	if tm := l.Schedule(0, func() { t.Error("got a call of a timer on a loop that has ended") }); tm.Stop() {
 		t.Error("got an armed timer on a loop that has ended")
+	}
+}
+
+// What the other goroutines take, the loop takes too.
+func TestYieldTime(t *testing.T) {
+	l := newLoop("test", nil, nil)
+	l.base = time.Now()
+	if l.quantum != yieldTime {
+		t.Errorf("got %v before the first yield, want %v", l.quantum, yieldTime)
+	}
+	for _, past := range []int64{yieldTime, 2 * maxYieldTime} {
+		l.lastYield = l.clock() - past
+		before := l.lastYield
+		now := l.breathe()
+		if l.lastYield == before || now != l.lastYield {
+			t.Errorf("got no yield %v after the last one", time.Duration(past))
+		}
+		if l.quantum < yieldTime || l.quantum > maxYieldTime {
+			t.Errorf("got a quantum of %v, want %v to %v", time.Duration(l.quantum), time.Duration(yieldTime), time.Duration(maxYieldTime))
+		}
+	}
+	l.lastYield = l.clock() + int64(time.Hour)
+	before := l.lastYield
+	if l.breathe(); l.lastYield != before {
+		t.Error("got a yield before it was time")
 	}
 }

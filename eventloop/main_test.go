@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/sys"
 )
 
 // TestMain also checks that the tests leave nothing behind.
@@ -102,6 +103,23 @@ func newTestPool(t testing.TB) *buffer.Pool {
 		}
 	})
 	return pool
+}
+
+// newPipe returns a pipe whose ends the test closes.
+func newPipe(t testing.TB) (r, w int) {
+	t.Helper()
+	r, w, err := sys.Pipe()
+	if err != nil {
+		t.Fatalf("pipe: %v", err)
+	}
+	return r, w
+}
+
+func mustClose(t testing.TB, fd int) {
+	t.Helper()
+	if err := sys.Close(fd); err != nil {
+		t.Errorf("close: %v", err)
+	}
 }
 
 // onLoop runs f on l and waits for it.

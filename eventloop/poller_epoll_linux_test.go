@@ -10,23 +10,6 @@ import (
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
-// newPipe returns a pipe whose ends the test closes.
-func newPipe(t testing.TB) (r, w int) {
-	t.Helper()
-	r, w, err := sys.Pipe()
-	if err != nil {
-		t.Fatalf("pipe: %v", err)
-	}
-	return r, w
-}
-
-func mustClose(t testing.TB, fd int) {
-	t.Helper()
-	if err := sys.Close(fd); err != nil {
-		t.Errorf("close: %v", err)
-	}
-}
-
 func TestEpollDeliversReadiness(t *testing.T) {
 	l := newTestLoop(t, nil)
 	r, w := newPipe(t)
