@@ -1,0 +1,556 @@
+package buffer_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+func TestIntegers(t *testing.T) {
+	const v = 0x8182838485868788
+	tests := []struct {
+		name  string
+		write func(b *buffer.Buf)
+		wire  string
+		read  func(b *buffer.Buf) uint64
+		try   func(b *buffer.Buf) (uint64, bool)
+		at    func(b *buffer.Buf, i int) uint64
+		set   func(b *buffer.Buf, i int)
+		want  uint64
+	}{
+		{
+			name: "uint8", wire: "\x88", want: 0x88,
+			write: func(b *buffer.Buf) { b.WriteUint8(v & 0xff) },
+			read:  func(b *buffer.Buf) uint64 { return uint64(b.ReadUint8()) },
+			try:   func(b *buffer.Buf) (uint64, bool) { v, ok := b.TryReadUint8(); return uint64(v), ok },
+			at:    func(b *buffer.Buf, i int) uint64 { return uint64(b.Uint8At(i)) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint8At(i, v&0xff) },
+		}, {
+			name: "uint16", wire: "\x87\x88", want: 0x8788,
+			write: func(b *buffer.Buf) { b.WriteUint16(v & 0xffff) },
+			read:  func(b *buffer.Buf) uint64 { return uint64(b.ReadUint16()) },
+			try:   func(b *buffer.Buf) (uint64, bool) { v, ok := b.TryReadUint16(); return uint64(v), ok },
+			at:    func(b *buffer.Buf, i int) uint64 { return uint64(b.Uint16At(i)) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint16At(i, v&0xffff) },
+		}, {
+			name: "uint16le", wire: "\x88\x87", want: 0x8788,
+			write: func(b *buffer.Buf) { b.WriteUint16LE(v & 0xffff) },
+			read:  func(b *buffer.Buf) uint64 { return uint64(b.ReadUint16LE()) },
+			try:   func(b *buffer.Buf) (uint64, bool) { v, ok := b.TryReadUint16LE(); return uint64(v), ok },
+			at:    func(b *buffer.Buf, i int) uint64 { return uint64(b.Uint16AtLE(i)) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint16AtLE(i, v&0xffff) },
+		}, {
+			name: "uint32", wire: "\x85\x86\x87\x88", want: 0x85868788,
+			write: func(b *buffer.Buf) { b.WriteUint32(v & 0xffffffff) },
+			read:  func(b *buffer.Buf) uint64 { return uint64(b.ReadUint32()) },
+			try:   func(b *buffer.Buf) (uint64, bool) { v, ok := b.TryReadUint32(); return uint64(v), ok },
+			at:    func(b *buffer.Buf, i int) uint64 { return uint64(b.Uint32At(i)) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint32At(i, v&0xffffffff) },
+		}, {
+			name: "uint32le", wire: "\x88\x87\x86\x85", want: 0x85868788,
+			write: func(b *buffer.Buf) { b.WriteUint32LE(v & 0xffffffff) },
+			read:  func(b *buffer.Buf) uint64 { return uint64(b.ReadUint32LE()) },
+			try:   func(b *buffer.Buf) (uint64, bool) { v, ok := b.TryReadUint32LE(); return uint64(v), ok },
+			at:    func(b *buffer.Buf, i int) uint64 { return uint64(b.Uint32AtLE(i)) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint32AtLE(i, v&0xffffffff) },
+		}, {
+			name: "uint64", wire: "\x81\x82\x83\x84\x85\x86\x87\x88", want: v,
+			write: func(b *buffer.Buf) { b.WriteUint64(v) },
+			read:  func(b *buffer.Buf) uint64 { return b.ReadUint64() },
+			try:   func(b *buffer.Buf) (uint64, bool) { return b.TryReadUint64() },
+			at:    func(b *buffer.Buf, i int) uint64 { return b.Uint64At(i) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint64At(i, v) },
+		}, {
+			name: "uint64le", wire: "\x88\x87\x86\x85\x84\x83\x82\x81", want: v,
+			write: func(b *buffer.Buf) { b.WriteUint64LE(v) },
+			read:  func(b *buffer.Buf) uint64 { return b.ReadUint64LE() },
+			try:   func(b *buffer.Buf) (uint64, bool) { return b.TryReadUint64LE() },
+			at:    func(b *buffer.Buf, i int) uint64 { return b.Uint64AtLE(i) },
+			set:   func(b *buffer.Buf, i int) { b.SetUint64AtLE(i, v) },
+		},
+		{
+			name: "int8", wire: "\x88", want: math.MaxUint64 - 0x77,
+			read: func(b *buffer.Buf) uint64 { return uint64(int64(b.ReadInt8())) },
+		}, {
+			name: "int16", wire: "\x87\x88", want: math.MaxUint64 - 0x7877,
+			read: func(b *buffer.Buf) uint64 { return uint64(int64(b.ReadInt16())) },
+		}, {
+			name: "int16le", wire: "\x88\x87", want: math.MaxUint64 - 0x7877,
+			read: func(b *buffer.Buf) uint64 { return uint64(int64(b.ReadInt16LE())) },
+		}, {
+			name: "int32", wire: "\x85\x86\x87\x88", want: math.MaxUint64 - 0x7a797877,
+			read: func(b *buffer.Buf) uint64 { return uint64(int64(b.ReadInt32())) },
+		}, {
+			name: "int32le", wire: "\x88\x87\x86\x85", want: math.MaxUint64 - 0x7a797877,
+			read: func(b *buffer.Buf) uint64 { return uint64(int64(b.ReadInt32LE())) },
+		}, {
+			name: "int64", wire: "\x81\x82\x83\x84\x85\x86\x87\x88", want: v,
+			read: func(b *buffer.Buf) uint64 { return uint64(b.ReadInt64()) },
+		}, {
+			name: "int64le", wire: "\x88\x87\x86\x85\x84\x83\x82\x81", want: v,
+			read: func(b *buffer.Buf) uint64 { return uint64(b.ReadInt64LE()) },
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n := len(tt.wire)
+			// The number ends where the memory ends, and is written across a growth.
+			for _, lead := range []int{0, 1, 16 - n} {
+				b := buffer.Heap.Alloc(16)
+				b.WriteString(strings.Repeat("x", lead))
+				if tt.write != nil {
+					tt.write(b)
+				} else {
+					b.WriteString(tt.wire)
+				}
+				b.Skip(lead)
+				if got := string(b.Window()); got != tt.wire {
+					t.Errorf("lead %d: wrote %x, want %x", lead, got, tt.wire)
+				}
+				if tt.at != nil {
+					if got := tt.at(b, lead); got != tt.want {
+						t.Errorf("lead %d: at: got %x, want %x", lead, got, tt.want)
+					}
+					wantPanic(t, "at one too far", buffer.ErrShort, func() { tt.at(b, lead+1) })
+					wantPanic(t, "at -1", buffer.ErrShort, func() { tt.at(b, -1) })
+					b.SetUint8At(lead, 0)
+					tt.set(b, lead)
+					if got := string(b.Window()); got != tt.wire {
+						t.Errorf("lead %d: set %x, want %x", lead, got, tt.wire)
+					}
+					wantPanic(t, "set one too far", buffer.ErrShort, func() { tt.set(b, lead+1) })
+				}
+				if tt.try != nil {
+					c := b.Copy()
+					if got, ok := tt.try(c); !ok || got != tt.want {
+						t.Errorf("lead %d: try: got %x, %v, want %x", lead, got, ok, tt.want)
+					}
+					if _, ok := tt.try(c); ok || c.ReaderIndex() != n {
+						t.Errorf("lead %d: try with nothing left: got %v at %d, want false at %d", lead, ok, c.ReaderIndex(), n)
+					}
+					c.Release()
+				}
+				if got := tt.read(b); got != tt.want {
+					t.Errorf("lead %d: read %x, want %x", lead, got, tt.want)
+				}
+				b.WriteString(tt.wire[:n-1])
+				at := b.ReaderIndex()
+				wantPanic(t, "read one too far", buffer.ErrShort, func() { tt.read(b) })
+				if b.ReaderIndex() != at {
+					t.Errorf("lead %d: a failed read moved the index from %d to %d", lead, at, b.ReaderIndex())
+				}
+				b.Release()
+			}
+			if tt.write == nil {
+				return
+			}
+			b := buffer.Heap.Alloc(16)
+			for range 100 {
+				tt.write(b)
+			}
+			if got, want := string(b.Window()), strings.Repeat(tt.wire, 100); got != want {
+				t.Errorf("100 writes: got %x, want %x", got, want)
+			}
+			b.Release()
+		})
+	}
+}
+
+func TestTryReads(t *testing.T) {
+	b := buffer.FromString("abcdef")
+	defer b.Release()
+	if s, ok := b.TryReadString(7); ok || s != "" {
+		t.Errorf("TryReadString(7): got %q, %v", s, ok)
+	}
+	if s, ok := b.TryReadString(2); !ok || s != "ab" {
+		t.Errorf("TryReadString(2): got %q, %v", s, ok)
+	}
+	if _, ok := b.TryReadString(-1); ok {
+		t.Error("TryReadString(-1): got true")
+	}
+	p := make([]byte, 5)
+	if b.TryReadBytes(p) {
+		t.Error("TryReadBytes of 5 with 4 left: got true")
+	}
+	if !b.TryReadBytes(p[:2]) || string(p[:2]) != "cd" {
+		t.Errorf("TryReadBytes: got %q", p[:2])
+	}
+	if s, ok := b.TryReadSlice(3); ok || s != nil {
+		t.Errorf("TryReadSlice(3): got %v, %v", s, ok)
+	}
+	s, ok := b.TryReadSlice(2)
+	if !ok || string(s.Window()) != "ef" {
+		t.Fatalf("TryReadSlice(2): got %v", ok)
+	}
+	s.Release()
+	for _, n := range []int{-1, 1} {
+		wantPanic(t, fmt.Sprint("Skip ", n), buffer.ErrShort, func() { b.Skip(n) })
+		wantPanic(t, fmt.Sprint("Next ", n), buffer.ErrShort, func() { b.Next(n) })
+		wantPanic(t, fmt.Sprint("Peek ", n), buffer.ErrShort, func() { b.Peek(n) })
+		wantPanic(t, fmt.Sprint("ReadString ", n), buffer.ErrShort, func() { b.ReadString(n) })
+		wantPanic(t, fmt.Sprint("ReadSlice ", n), buffer.ErrShort, func() { b.ReadSlice(n) })
+		wantPanic(t, fmt.Sprint("Slice ", n), buffer.ErrShort, func() { b.Slice(6, n) })
+	}
+	wantPanic(t, "EnsureWritable -1", buffer.ErrShort, func() { b.EnsureWritable(-1) })
+	wantPanic(t, "Slice from the last", buffer.ErrShort, func() { b.Slice(math.MaxInt, 1) })
+}
+
+// What Peek, Next and Window return cannot be appended to into bytes of the Buf.
+func TestWindowsEndWhereTheyEnd(t *testing.T) {
+	b := buffer.FromString("abcdef")
+	defer b.Release()
+	for _, p := range [][]byte{b.Peek(2), b.Next(2), b.Window()} {
+		if len(p) != cap(p) {
+			t.Errorf("got capacity %d, want %d", cap(p), len(p))
+		}
+	}
+}
+
+func TestSlicesShareMemory(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			b := a.Alloc(64)
+			b.WriteString("0123456789")
+			s := b.Slice(2, 4)
+			d := b.Duplicate()
+			if !s.SharesMemory(b) || !d.SharesMemory(s) {
+				t.Error("a slice does not share memory with what it was cut from")
+			}
+			if b.Exclusive() || s.Exclusive() {
+				t.Error("shared memory is said to be exclusive")
+			}
+			b.SetUint16At(2, 0x4142)
+			if got, want := string(s.Window()), "AB45"; got != want {
+				t.Errorf("slice after a change of the parent: got %q, want %q", got, want)
+			}
+			s.SetUint8At(3, 'Z')
+			if got, want := string(d.Window()), "01AB4Z6789"; got != want {
+				t.Errorf("duplicate after a change of a slice: got %q, want %q", got, want)
+			}
+			if s.Pinned() != b.Pinned() {
+				t.Errorf("slice pins %d, the whole %d", s.Pinned(), b.Pinned())
+			}
+
+			// Appending to any of them does not show in the others.
+			s.WriteString("--------")
+			d.WriteString("++++")
+			b.WriteString("****")
+			if got, want := string(s.Window()), "AB4Z--------"; got != want {
+				t.Errorf("slice: got %q, want %q", got, want)
+			}
+			if got, want := string(d.Window()), "01AB4Z6789++++"; got != want {
+				t.Errorf("duplicate: got %q, want %q", got, want)
+			}
+			if got, want := string(b.Window()), "01AB4Z6789****"; got != want {
+				t.Errorf("parent: got %q, want %q", got, want)
+			}
+			for _, x := range []*buffer.Buf{b, s, d} {
+				if !x.Exclusive() {
+					t.Error("not exclusive after all have moved apart")
+				}
+				x.Release()
+			}
+		})
+	}
+}
+
+// The parent may go first; the memory stays until the last slice goes.
+func TestSliceOutlivesParent(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			before := buffer.Live()
+			b := a.Alloc(100)
+			b.WriteString("hello, world")
+			s := b.ReadSlice(5)
+			s2 := s.Slice(1, 3)
+			if got := buffer.Live() - before; got != 3 {
+				t.Errorf("got %d live, want 3", got)
+			}
+			if !b.Release() {
+				t.Error("Release of the only reference: got false")
+			}
+			s.Release()
+			if got := buffer.Live() - before; got != 1 {
+				t.Errorf("got %d live, want 1", got)
+			}
+			other := a.Alloc(100) // would get the memory, were it free
+			other.WriteString("############")
+			if got := string(s2.Window()); got != "ell" {
+				t.Errorf("got %q, want %q", got, "ell")
+			}
+			other.Release()
+			// The last one has all of the memory again.
+			if !s2.Exclusive() {
+				t.Error("the last slice is not exclusive")
+			}
+			s2.EnsureWritable(90)
+			s2.WriteString("!")
+			if got := string(s2.Window()); got != "ell!" {
+				t.Errorf("got %q, want %q", got, "ell!")
+			}
+			s2.Release()
+			if got := buffer.Live() - before; got != 0 {
+				t.Errorf("got %d live, want 0", got)
+			}
+		})
+	}
+}
+
+func TestClearAndDiscardKeepOff(t *testing.T) {
+	c := boundCache(t, buffer.PoolConfig{})
+	b := c.Alloc(64)
+	b.WriteString("frame one|frame two|rest")
+	s := b.ReadSlice(9)
+	b.Skip(1)
+	b.DiscardRead()
+	if b.ReaderIndex() != 0 || string(b.Window()) != "frame two|rest" {
+		t.Errorf("after DiscardRead: got %q at %d", b.Window(), b.ReaderIndex())
+	}
+	b.Clear()
+	b.WriteString("overwritten?")
+	if got := string(s.Window()); got != "frame one" {
+		t.Errorf("slice: got %q, want %q", got, "frame one")
+	}
+	s.Release()
+	b.Clear()
+	if b.Cap() != 64 {
+		t.Errorf("got capacity %d after the slices are gone, want 64", b.Cap())
+	}
+	b.Release()
+}
+
+func TestDiscardReadCompacts(t *testing.T) {
+	b := buffer.Heap.Alloc(16)
+	defer b.Release()
+	b.WriteString("0123456789abcdef")
+	b.Skip(10)
+	b.DiscardRead()
+	b.WriteString("0123456789")
+	if got, want := string(b.Window()), "abcdef0123456789"; got != want || b.Cap() != 16 {
+		t.Errorf("got %q in %d, want %q in 16", got, b.Cap(), want)
+	}
+}
+
+// A prefix that is written first and set later stays where it is while b grows.
+func TestGrowthKeepsIndices(t *testing.T) {
+	c := boundCache(t, buffer.PoolConfig{})
+	b := c.Alloc(16)
+	defer b.Release()
+	b.WriteString("old")
+	b.Skip(3)
+	at := b.WriterIndex()
+	b.WriteUint32(0)
+	for range 1000 {
+		b.WriteString("0123456789")
+	}
+	b.SetUint32At(at, uint32(b.WriterIndex()-at-4))
+	if got := b.ReadUint32(); got != 10000 {
+		t.Errorf("got length %d, want 10000", got)
+	}
+	if got := b.Len(); got != 10000 {
+		t.Errorf("got %d bytes, want 10000", got)
+	}
+}
+
+func TestMaxCap(t *testing.T) {
+	c := boundCache(t, buffer.PoolConfig{MaxCap: 100}) // 112 is the size class
+	if _, err := c.TryAlloc(113); !errors.Is(err, buffer.ErrTooLarge) {
+		t.Errorf("TryAlloc beyond MaxCap: got %v, want ErrTooLarge", err)
+	}
+	wantPanic(t, "Alloc beyond MaxCap", buffer.ErrTooLarge, func() { c.Alloc(113) })
+	wantPanic(t, "Alloc of less than nothing", buffer.ErrTooLarge, func() { c.Alloc(-1) })
+	wantPanic(t, "Alloc of less than nothing", buffer.ErrTooLarge, func() { buffer.Heap.Alloc(-1) })
+	b := c.Alloc(0)
+	defer b.Release()
+	if b.MaxCap() != 112 {
+		t.Errorf("got MaxCap %d, want 112", b.MaxCap())
+	}
+	b.Write(make([]byte, 111))
+	b.WriteUint8(1)
+	for what, write := range map[string]func(){
+		"WriteUint8":     func() { b.WriteUint8(1) },
+		"WriteUint64":    func() { b.WriteUint64(1) },
+		"Write":          func() { b.Write(make([]byte, 1)) },
+		"WriteString":    func() { b.WriteString("x") },
+		"EnsureWritable": func() { b.EnsureWritable(1) },
+		"the most":       func() { b.EnsureWritable(math.MaxInt) },
+	} {
+		wantPanic(t, what, buffer.ErrTooLarge, write)
+		if b.WriterIndex() != 112 {
+			t.Fatalf("%s: a failed write moved the index to %d", what, b.WriterIndex())
+		}
+	}
+}
+
+// Memory that was used before shows through no door.
+func TestNothingUnwrittenIsExposed(t *testing.T) {
+	c := boundCache(t, buffer.PoolConfig{})
+	b := c.Alloc(64)
+	b.Write(bytes.Repeat([]byte{0xee}, 64))
+	b.Release()
+
+	b = c.Alloc(64)
+	defer b.Release()
+	wantPanic(t, "Commit without Writable", buffer.ErrShort, func() { b.Commit(1) })
+	b.WriteUint8(1)
+	wantPanic(t, "index in the room", buffer.ErrShort, func() { b.Uint8At(1) })
+	wantPanic(t, "slice of the room", buffer.ErrShort, func() { b.Slice(0, 2) })
+	p := b.Writable()
+	if len(p) != 63 || slices.ContainsFunc(p, func(c byte) bool { return c != 0 }) {
+		t.Errorf("Writable: got % x, want 63 zeros", p)
+	}
+	wantPanic(t, "Commit of more", buffer.ErrShort, func() { b.Commit(64) })
+	wantPanic(t, "Commit of less than nothing", buffer.ErrShort, func() { b.Commit(-1) })
+	copy(p, "ab")
+	b.Commit(2)
+	b.Commit(1)
+	if got, want := string(b.Window()), "\x01ab\x00"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	b.EnsureWritable(100) // other memory: what it holds is not zeroed yet
+	wantPanic(t, "Commit after growth", buffer.ErrShort, func() { b.Commit(1) })
+}
+
+func TestWriteBuf(t *testing.T) {
+	src := buffer.FromString("xabc")
+	src.Skip(1)
+	dst := buffer.FromString("-")
+	dst.WriteBuf(src)
+	if got := string(dst.Window()); got != "-abc" || src.Len() != 0 {
+		t.Errorf("got %q and %d left, want %q and none", got, src.Len(), "-abc")
+	}
+	src.Release()
+	dst.Release()
+}
+
+func TestCopyIsApart(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			b := a.Alloc(8)
+			b.WriteString("xabc")
+			b.Skip(1)
+			c := b.Copy()
+			b.SetUint8At(1, 'X')
+			if got := string(c.Window()); got != "abc" || c.SharesMemory(b) {
+				t.Errorf("got %q, want %q in memory of its own", got, "abc")
+			}
+			b.Release()
+			c.Release()
+		})
+	}
+}
+
+func TestExports(t *testing.T) {
+	b := buffer.FromString("xabc")
+	defer b.Release()
+	b.Skip(1)
+	var parts []string
+	for p := range b.Segments {
+		parts = append(parts, string(p))
+	}
+	if !slices.Equal(parts, []string{"abc"}) {
+		t.Errorf("Segments: got %q, want one of %q", parts, "abc")
+	}
+	if got := b.AppendIovecs(nil, 0); len(got) != 0 {
+		t.Errorf("AppendIovecs of none: got %d", len(got))
+	}
+	got := b.AppendIovecs(make([]sys.Iovec, 1), 8)
+	if want := sys.MakeIovec(b.Window()); len(got) != 2 || got[1] != want {
+		t.Errorf("AppendIovecs: got %v, want %v behind another", got, want)
+	}
+	b.Skip(3)
+	if got := b.AppendIovecs(nil, 8); len(got) != 0 {
+		t.Errorf("AppendIovecs of nothing: got %d parts, want 0", len(got))
+	}
+	for range b.Segments {
+		t.Error("Segments of nothing yields a part")
+	}
+}
+
+func TestIndexByte(t *testing.T) {
+	b := buffer.FromString("..a.b.a")
+	defer b.Release()
+	b.Skip(2)
+	tests := []struct {
+		c    byte
+		from int
+		want int
+	}{
+		{'a', 0, 0}, {'a', 1, 4}, {'b', 0, 2}, {'b', 3, -1}, {'x', 0, -1}, {'a', 5, -1}, {'a', 99, -1},
+	}
+	for _, tt := range tests {
+		if got := b.IndexByte(tt.c, tt.from); got != tt.want {
+			t.Errorf("IndexByte(%q, %d): got %d, want %d", tt.c, tt.from, got, tt.want)
+		}
+	}
+	wantPanic(t, "IndexByte from -1", buffer.ErrShort, func() { b.IndexByte('a', -1) })
+}
+
+func TestRetainAndRelease(t *testing.T) {
+	b := buffer.FromString("x")
+	if b.Retain() != b || b.Refs() != 2 {
+		t.Errorf("got %d references after Retain, want 2", b.Refs())
+	}
+	if b.Exclusive() {
+		t.Error("exclusive with two references")
+	}
+	if b.Release() {
+		t.Error("first Release: got true")
+	}
+	if !b.Release() {
+		t.Error("last Release: got false")
+	}
+}
+
+// holder is a message of somebody else's that counts references.
+type holder struct{ n int }
+
+func (h *holder) Retain()       { h.n++ }
+func (h *holder) Release() bool { h.n--; return h.n == 0 }
+
+func TestMessages(t *testing.T) {
+	b := buffer.FromString("x")
+	h := &holder{1}
+	for _, msg := range []any{b, h} {
+		if buffer.Retain(msg) != msg {
+			t.Errorf("Retain of %T does not return it", msg)
+		}
+		if buffer.Release(msg) {
+			t.Errorf("first Release of %T: got true", msg)
+		}
+		if !buffer.Release(msg) {
+			t.Errorf("last Release of %T: got false", msg)
+		}
+	}
+	if buffer.Retain("text") != "text" || buffer.Release("text") || buffer.Release(nil) {
+		t.Error("messages without references are not left alone")
+	}
+}
+
+// allocators are all kinds, with a cache that the calling goroutine owns.
+func allocators(t *testing.T) map[string]buffer.Allocator {
+	c := boundCache(t, buffer.PoolConfig{})
+	return map[string]buffer.Allocator{"cache": c, "pool": newPool(t, buffer.PoolConfig{}), "heap": buffer.Heap}
+}
+
+func ExampleBuf() {
+	b := buffer.Default().Alloc(64)
+	defer b.Release()
+	at := b.WriterIndex()
+	b.WriteUint16(0) // the length, known later
+	b.WriteString("hello")
+	b.SetUint16At(at, uint16(b.Len()-2))
+
+	n := int(b.ReadUint16())
+	word := b.ReadSlice(n) // a reference of its own
+	fmt.Println(n, word.ReadString(word.Len()), b.Len())
+	word.Release()
+	// Output: 5 hello 0
+}

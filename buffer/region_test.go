@@ -1,0 +1,106 @@
+package buffer_test
+
+import (
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+)
+
+func openTemp(t *testing.T, content string) *os.File {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestFileRegion(t *testing.T) {
+	const off, n = 5 << 30, 3 << 31 // beyond what an int32 holds
+	before := buffer.Live()
+	f := openTemp(t, "content")
+	r := buffer.NewFileRegion(f, off, n)
+	if r.File() != f || r.Fd() != int(f.Fd()) || r.Offset() != off || r.Len() != n || r.Sent() != 0 || r.Remaining() != n || r.Refs() != 1 {
+		t.Errorf("got offset %d, length %d, sent %d, remaining %d, %d references", r.Offset(), r.Len(), r.Sent(), r.Remaining(), r.Refs())
+	}
+	if got := buffer.Live() - before; got != 1 {
+		t.Errorf("got %d live, want 1", got)
+	}
+	r.Advance(1 << 32)
+	r.Advance(0)
+	if r.Sent() != 1<<32 || r.Remaining() != n-1<<32 {
+		t.Errorf("got sent %d, remaining %d", r.Sent(), r.Remaining())
+	}
+	for _, by := range []int64{-1, r.Remaining() + 1, math.MaxInt64} {
+		wantPanic(t, "Advance too far", buffer.ErrShort, func() { r.Advance(by) })
+	}
+	r.Advance(r.Remaining())
+
+	if r.Retain() != r || r.Release() {
+		t.Error("the first of two releases closes the region")
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("the file is closed before the last release: %v", err)
+	}
+	if !r.Release() {
+		t.Error("last Release: got false")
+	}
+	if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closing the file again: got %v, want os.ErrClosed", err)
+	}
+	if got := r.Fd(); got != -1 {
+		t.Errorf("Fd after the last release: got %d, want -1", got)
+	}
+	wantPanic(t, "Release", buffer.ErrReleased, func() { r.Release() })
+	wantPanic(t, "Retain", buffer.ErrReleased, func() { r.Retain() })
+	wantPanic(t, "Advance", buffer.ErrReleased, func() { r.Advance(0) })
+	if got := buffer.Live() - before; got != 0 {
+		t.Errorf("got %d live, want 0", got)
+	}
+}
+
+func TestFileRegionRefusesBadRanges(t *testing.T) {
+	f := openTemp(t, "content")
+	defer f.Close()
+	for _, r := range [][2]int64{{-1, 1}, {0, -1}, {math.MaxInt64, 1}} {
+		wantPanic(t, "NewFileRegion", os.ErrInvalid, func() { buffer.NewFileRegion(f, r[0], r[1]) })
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("a refused file was closed: %v", err)
+	}
+}
+
+// Of many goroutines exactly one closes the file.
+func TestFileRegionClosesOnce(t *testing.T) {
+	const holders = 8
+	for range 50 {
+		f := openTemp(t, "content")
+		r := buffer.NewFileRegion(f, 0, 7)
+		for range holders - 1 {
+			r.Retain()
+		}
+		var last atomic.Int32
+		var wg sync.WaitGroup
+		for range holders {
+			wg.Go(func() {
+				if r.Release() {
+					last.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if got := last.Load(); got != 1 {
+			t.Fatalf("got %d last releases, want 1", got)
+		}
+	}
+}
