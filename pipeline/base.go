@@ -34,6 +34,7 @@ type Base struct {
 	life        lifecycle
 	flushQueued bool
 	manualFlush bool
+	held        bool // the handlers have been told that the channel is unwritable
 
 	// Any goroutine.
 	active     atomic.Bool
@@ -73,6 +74,9 @@ func (b *Base) Setup(self Channel, core Core, cfg BaseConfig) {
 	b.core = core
 	b.parent = cfg.Parent
 	b.alloc = cfg.Allocator
+	if b.alloc == nil {
+		b.alloc = buffer.Default()
+	}
 	b.logger = cfg.Logger
 	if b.logger == nil {
 		b.logger = nop
@@ -136,7 +140,7 @@ func (b *Base) String() string {
 func (b *Base) base() *Base { return b }
 
 // Write implements [Channel].
-func (b *Base) Write(msg any) { b.pl.tail.write(b.pl.tail.prev, msg, nil) }
+func (b *Base) Write(msg any) { b.pl.tail.Write(msg) }
 
 // WriteThen implements [Channel].
 func (b *Base) WriteThen(msg any, then func(error)) { b.pl.tail.WriteThen(msg, then) }

@@ -2,7 +2,8 @@ package pipeline
 
 import (
 	"net"
-	"runtime/debug"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -20,15 +21,23 @@ import (
 // been removed, when events go on to its former neighbours.
 type Context struct {
 	next, prev *Context
-	mask       mask
-	removed    bool
-	reader     ReadHandler
+	reader     ReadHandler // handler, if it is one
 	writer     WriteHandler
 	p          *Pipeline
-	handler    any
-	given      any // what was passed to Add: the Maker, or the handler
-	name       string
-	ordinal    int // names it among the handlers of its type when name is empty
+	mask       mask
+
+	// Loop-only. Where reads and writes go from here, past the handlers that do not
+	// take them. After removal they are next and prev, which may be such handlers.
+	nextRead, prevWrite *Context
+
+	// Fixed when it has been added.
+	ordinal int // names it among the handlers of its type when name is empty
+	name    string
+	typ     *handlerType
+	handler any
+	given   any // what was passed to Add: the Maker, or the handler
+
+	removed atomic.Bool // any goroutine; stored on the loop
 }
 
 // Channel returns the channel.
@@ -38,7 +47,7 @@ func (c *Context) Channel() Channel { return c.p.base.self }
 func (c *Context) Pipeline() *Pipeline { return c.p }
 
 // Loop returns the channel's loop.
-func (c *Context) Loop() *eventloop.Loop { return c.p.base.loop }
+func (c *Context) Loop() *eventloop.Loop { return c.p.loop }
 
 // Alloc makes buffers for this channel.
 func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
@@ -51,38 +60,42 @@ func (c *Context) Name() string {
 	if c.name != "" {
 		return c.name
 	}
-	return typeName(c.given, c.ordinal)
+	return c.typ.name + "#" + strconv.Itoa(c.ordinal)
 }
 
 // Remove removes the handler from its pipeline. A second call returns
 // ErrNoHandler.
 func (c *Context) Remove() error { return c.p.Remove(c) }
 
-// Removed reports whether the handler has been removed. Loop-only.
-func (c *Context) Removed() bool { return c.removed }
+// Removed reports whether the handler has been removed.
+func (c *Context) Removed() bool { return c.removed.Load() }
 
 // FireRead passes a message on to the next ReadHandler.
 func (c *Context) FireRead(msg any) {
 	p := c.p
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opFireRead, c: c, msg: msg})
 		return
 	}
-	if p.depth == 0 {
-		p.guardedRead(c.next, msg)
+	if !p.guarded() {
+		p.guardedRead(c.nextRead, msg)
 		return
 	}
-	p.read(c.next, msg)
+	p.read(c.nextRead, msg)
 }
 
 // FireEvent passes a user event on to the next EventHandler.
 func (c *Context) FireEvent(ev any) {
 	p := c.p
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opFireEvent, c: c, msg: ev})
 		return
 	}
-	p.guardedEvent(c.next, ev)
+	if !p.guarded() {
+		p.guardedEvent(c.next, ev)
+		return
+	}
+	p.event(c.next, ev)
 }
 
 func (p *Pipeline) guardedEvent(c *Context, ev any) {
@@ -94,15 +107,31 @@ func (p *Pipeline) guardedEvent(c *Context, ev any) {
 // FireError passes an error on to the next ErrorHandler.
 func (c *Context) FireError(err error) {
 	p := c.p
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opFireError, c: c, err: err})
 		return
 	}
-	if p.depth == 0 || c == &p.head {
-		p.guardedError(c.next, err)
+	if !p.guarded() {
+		p.guardedFireError(c, err)
 		return
 	}
-	p.errorAt(c.next, err)
+	p.fireError(c, err)
+}
+
+// fireError lets err go on from c. If that is the handler whose HandleError runs,
+// err came from where the error came from that it was called with.
+func (p *Pipeline) fireError(c *Context, err error) {
+	if p.inError > 0 && p.cur == c {
+		p.deliverError(c.next, err)
+		return
+	}
+	p.errorAt(c.next, c, err)
+}
+
+func (p *Pipeline) guardedFireError(c *Context, err error) {
+	defer p.leave(p.enter())
+	p.fireError(c, err)
+	p.normal = true
 }
 
 // FireRegistered lets a held notification go on.
@@ -126,43 +155,35 @@ func (c *Context) FireWritability() { c.fire(maskWritability) }
 
 func (c *Context) fire(ev mask) {
 	p := c.p
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opNotify, c: c, ev: ev})
 		return
 	}
-	p.notifyGuarded(c.next, ev)
+	p.guardedNotify(c.next, ev)
 }
 
 // Write sends msg to the handlers before this one. A failure goes to HandleError,
 // unless it is a consequence of the close.
-func (c *Context) Write(msg any) { c.write(c.prev, msg, nil) }
+func (c *Context) Write(msg any) { c.ForwardWrite(msg, nil) }
 
 // WriteThen is Write; then is called once, on the loop, when msg has left or has
 // failed.
-func (c *Context) WriteThen(msg any, then func(error)) {
-	c.write(c.prev, msg, c.promise(then))
-}
+func (c *Context) WriteThen(msg any, then func(error)) { c.ForwardWrite(msg, c.promise(then)) }
 
 // ForwardWrite goes on with a write that a [WriteHandler] was called with. p may be
 // nil.
-func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) { c.write(c.prev, msg, p) }
-
-// write starts a write at from. On the loop it runs in place.
-func (c *Context) write(from *Context, msg any, pr *eventloop.Promise) {
-	p := c.p
-	b := p.base
-	if !b.loop.InLoop() {
-		size := PendingSize(msg, b.high.Load())
-		b.addForeign(size)
-		b.post(op{kind: opWrite, c: from, msg: msg, p: pr, size: size})
+func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {
+	pl := c.p
+	if !pl.loop.InLoop() {
+		pl.base.postWrite(c, msg, p)
 		return
 	}
-	b.touch()
-	if p.depth == 0 {
-		p.guardedWrite(from, msg, pr)
+	pl.base.touch()
+	if !pl.guarded() {
+		pl.guardedWrite(c.prevWrite, msg, p)
 		return
 	}
-	p.write(from, msg, pr)
+	pl.write(c.prevWrite, msg, p)
 }
 
 func (p *Pipeline) guardedWrite(c *Context, msg any, pr *eventloop.Promise) {
@@ -174,11 +195,11 @@ func (p *Pipeline) guardedWrite(c *Context, msg any, pr *eventloop.Promise) {
 // Flush sends what was written, now.
 func (c *Context) Flush() {
 	p := c.p
-	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opFlush, c: c.prev})
+	if !p.loop.InLoop() {
+		p.base.post(op{kind: opFlush, c: c})
 		return
 	}
-	if p.depth == 0 {
+	if !p.guarded() {
 		p.guardedFlush(c.prev)
 		return
 	}
@@ -195,11 +216,11 @@ func (p *Pipeline) guardedFlush(c *Context) {
 // on with a request that a [ReadRequestHandler] was called with.
 func (c *Context) Read() {
 	p := c.p
-	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opRead, c: c.prev})
+	if !p.loop.InLoop() {
+		p.base.post(op{kind: opRead, c: c})
 		return
 	}
-	if p.depth == 0 {
+	if !p.guarded() {
 		p.guardedReadRequest(c.prev)
 		return
 	}
@@ -207,42 +228,41 @@ func (c *Context) Read() {
 }
 
 // Close lets what was written leave first, then closes.
-func (c *Context) Close() { c.do(op{kind: opClose, c: c.prev}) }
+func (c *Context) Close() { c.do(op{kind: opClose, c: c}) }
 
 // CloseThen is Close; then is called once, on the loop, when it has closed.
 func (c *Context) CloseThen(then func(error)) {
-	c.do(op{kind: opClose, c: c.prev, p: c.promise(then)})
+	c.do(op{kind: opClose, c: c, p: c.promise(then)})
 }
 
 // ForwardClose goes on with a close that a [CloseHandler] was called with.
-func (c *Context) ForwardClose(p *eventloop.Promise) { c.do(op{kind: opClose, c: c.prev, p: p}) }
+func (c *Context) ForwardClose(p *eventloop.Promise) { c.do(op{kind: opClose, c: c, p: p}) }
 
 // CloseWrite closes the sending side after what was written has left.
-func (c *Context) CloseWrite() { c.do(op{kind: opCloseWrite, c: c.prev}) }
+func (c *Context) CloseWrite() { c.do(op{kind: opCloseWrite, c: c}) }
 
 // ForwardCloseWrite goes on with what a [CloseWriteHandler] was called with.
 func (c *Context) ForwardCloseWrite(p *eventloop.Promise) {
-	c.do(op{kind: opCloseWrite, c: c.prev, p: p})
+	c.do(op{kind: opCloseWrite, c: c, p: p})
 }
 
 // ForwardConnect goes on with a connect that a [ConnectHandler] was called with.
 func (c *Context) ForwardConnect(remote, local net.Addr, p *eventloop.Promise) {
-	c.do(op{kind: opConnect, c: c.prev, remote: remote, local: local, p: p})
+	c.do(op{kind: opConnect, c: c, remote: remote, local: local, p: p})
 }
 
 // do runs an operation in place on the loop, and posts it elsewhere.
 func (c *Context) do(o op) {
-	b := c.p.base
-	if !b.loop.InLoop() {
-		b.post(o)
+	p := c.p
+	if !p.loop.InLoop() {
+		p.base.post(o)
 		return
 	}
-	o.b = b
-	if c.p.depth == 0 {
-		c.p.guardedOp(&o)
+	if !p.guarded() {
+		p.guardedOp(o)
 		return
 	}
-	o.perform()
+	p.perform(&o)
 }
 
 // promise makes the completion of an operation whose then runs as this handler.
@@ -250,7 +270,7 @@ func (c *Context) promise(then func(error)) *eventloop.Promise {
 	if then == nil {
 		return nil
 	}
-	p := eventloop.NewPromise(c.p.base.loop)
+	p := eventloop.NewPromise(c.p.loop)
 	p.Then(func(err error) { c.callback(then, err) })
 	return p
 }
@@ -258,7 +278,7 @@ func (c *Context) promise(then func(error)) *eventloop.Promise {
 // callback calls a completion. On the loop it is guarded like a handler's method;
 // when the loop has ended it runs where the end was found.
 func (c *Context) callback(then func(error), err error) {
-	if !c.p.base.loop.InLoop() {
+	if !c.p.loop.InLoop() {
 		then(err)
 		return
 	}
@@ -269,12 +289,12 @@ func (c *Context) callback(then func(error), err error) {
 // the loop, too, f runs later. After the channel's loop has ended f does not run
 // and Execute returns eventloop.ErrLoopClosed.
 func (c *Context) Execute(f func()) error {
-	return c.p.base.loop.Execute(func() { c.p.run(c, f) })
+	return c.p.loop.Execute(func() { c.p.run(c, f) })
 }
 
 // Schedule calls f on the loop as this handler, not before d has passed.
 func (c *Context) Schedule(d time.Duration, f func()) *eventloop.Timer {
-	return c.p.base.loop.Schedule(d, func() { c.p.run(c, f) })
+	return c.p.loop.Schedule(d, func() { c.p.run(c, f) })
 }
 
 // notify calls the method of notification m, in the form that m says.
@@ -306,8 +326,4 @@ func (c *Context) notify(m mask) error {
 		return c.handler.(WritabilityInterceptor).InterceptWritability(c)
 	}
 	return nil
-}
-
-func newPanicError(c *Context, v any) *PanicError {
-	return &PanicError{Value: v, Handler: c.Name(), Stack: debug.Stack()}
 }

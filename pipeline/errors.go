@@ -50,6 +50,9 @@ type PanicError struct {
 }
 
 func (e *PanicError) Error() string {
+	if e.Handler == "" {
+		return fmt.Sprintf("pipeline: panic: %v", e.Value)
+	}
 	return fmt.Sprintf("pipeline: panic in handler %q: %v", e.Handler, e.Value)
 }
 

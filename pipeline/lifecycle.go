@@ -62,11 +62,8 @@ func (b *Base) Register(init func(Channel) error) error {
 	if !b.life.register() {
 		return b.closeError()
 	}
-	if b.alloc == nil || b.alloc != b.loop.Allocator(b.alloc) {
-		b.alloc = b.loop.Allocator(b.alloc)
-	}
+	b.alloc = b.loop.Allocator(b.alloc)
 	if err := b.pl.runInit(init); err != nil {
-		b.core.DoClose(CloseNow, err)
 		return err
 	}
 	if b.life.is(registered) {
@@ -106,11 +103,13 @@ func (b *Base) MarkClosed(reason error) {
 	b.active.Store(false)
 	b.closeErr.Store(&closeReason{err})
 	b.ctx.close(err)
-	t := &endTask{b, o}
+	// Behind the callbacks, also if one of them is ended by runtime.Goexit.
+	defer func() {
+		if t := (&endTask{b, o}); b.loop.Submit(t) != nil {
+			t.Run()
+		}
+	}()
 	b.closed.Complete(nil)
-	if b.loop.Submit(t) != nil {
-		t.Run()
-	}
 }
 
 type endTask struct {
@@ -118,16 +117,18 @@ type endTask struct {
 	o owed
 }
 
+// Run tells the pipeline. Each step is made even if a handler of an earlier one is
+// ended by runtime.Goexit.
 func (t *endTask) Run() {
 	b := t.b
+	defer b.core.DoEnd()
+	defer b.pl.removeAll()
+	if t.o&owesUnregistered != 0 {
+		defer b.pl.notifyFromHead(maskUnregistered)
+	}
 	if t.o&owesInactive != 0 {
 		b.pl.notifyFromHead(maskInactive)
 	}
-	if t.o&owesUnregistered != 0 {
-		b.pl.notifyFromHead(maskUnregistered)
-	}
-	b.pl.removeAll()
-	b.core.DoEnd()
 }
 
 // closeError is CloseReason, or ErrClosed while the channel is still open.

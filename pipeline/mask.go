@@ -1,5 +1,11 @@
 package pipeline
 
+import (
+	"reflect"
+	"strings"
+	"sync"
+)
+
 // mask is a set of the events that a handler takes.
 type mask uint32
 
@@ -34,6 +40,47 @@ const (
 
 // hold returns the interceptor's bit of notification m.
 func (m mask) hold() mask { return m << holdShift }
+
+// handlerType is what the pipeline knows of a Go type, found once.
+type handlerType struct {
+	name string // names handlers that were added as one, with a number
+	mask mask   // 0 if it implements no handler interface
+}
+
+// handlerTypes holds the types that were ever added, reflect.Type to *handlerType.
+// A program has only so many.
+var handlerTypes sync.Map
+
+// typeOf returns what is known of the type of v, a handler or a Maker.
+func typeOf(v any) *handlerType {
+	t := reflect.TypeOf(v)
+	if t == nil {
+		return &handlerType{name: "nil"}
+	}
+	if known, ok := handlerTypes.Load(t); ok {
+		return known.(*handlerType)
+	}
+	known, _ := handlerTypes.LoadOrStore(t, &handlerType{name: typeName(v, t), mask: maskOf(v)})
+	return known.(*handlerType)
+}
+
+// typeNamer is a handler of this package whose type's name would tell little.
+type typeNamer interface{ handlerType() string }
+
+// typeName is what handlers of type t are called: the last part of its name.
+func typeName(v any, t reflect.Type) string {
+	if n, ok := v.(typeNamer); ok {
+		return n.handlerType()
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if n := t.Name(); n != "" {
+		n, _, _ = strings.Cut(n, "[") // type arguments come with their whole paths
+		return n
+	}
+	return t.String()
+}
 
 // maskOf finds which interfaces h implements.
 func maskOf(h any) mask {

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"runtime/debug"
 )
 
 // Offload runs work on a worker of the loop's group, where it may block, and then
@@ -15,7 +14,7 @@ import (
 // the loop has ended meanwhile, then runs on the worker.
 func (c *Context) Offload(work func(ctx context.Context) (any, error), then func(v any, err error)) {
 	o := &offloaded{c: c, work: work, then: then, ctx: c.p.base.Context()}
-	if err := c.p.base.loop.Offload().Submit(o.do); err != nil {
+	if err := c.p.loop.Offload().Submit(o.do); err != nil {
 		o.err = err
 		o.back()
 	}
@@ -35,7 +34,7 @@ func (o *offloaded) do() {
 	ended := false
 	defer func() {
 		if v := recover(); v != nil {
-			o.v, o.err = nil, &PanicError{Value: v, Handler: o.c.Name(), Stack: debug.Stack()}
+			o.v, o.err = nil, newPanicError(o.c.Name(), v)
 		} else if !ended {
 			o.v, o.err = nil, ErrGoexit
 		}
@@ -47,7 +46,7 @@ func (o *offloaded) do() {
 
 // back returns to the loop.
 func (o *offloaded) back() {
-	if o.c.p.base.loop.Submit(o) != nil {
+	if o.c.p.loop.Submit(o) != nil {
 		o.then(o.v, o.err)
 	}
 }

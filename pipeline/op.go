@@ -31,7 +31,7 @@ type op struct {
 	kind          opKind
 	mode          CloseMode
 	ev            mask
-	c             *Context // where it starts; for events, the one before
+	c             *Context // whose handler makes it
 	msg           any
 	p             *eventloop.Promise
 	err           error
@@ -41,6 +41,13 @@ type op struct {
 
 var ops = sync.Pool{New: func() any { return new(op) }}
 
+// postWrite posts a write, which counts against the water marks from now on.
+func (b *Base) postWrite(c *Context, msg any, pr *eventloop.Promise) {
+	size := PendingSize(msg, b.high.Load())
+	b.addForeign(size)
+	b.post(op{kind: opWrite, c: c, msg: msg, p: pr, size: size})
+}
+
 // post sends o to the loop. When the loop has ended, o fails here.
 func (b *Base) post(o op) {
 	t := ops.Get().(*op)
@@ -49,13 +56,18 @@ func (b *Base) post(o op) {
 	if b.loop.Submit(t) == nil {
 		return
 	}
-	b.foreign.Add(-o.size)
-	buffer.Release(o.msg)
-	if o.p != nil {
-		o.p.Complete(b.closeError())
-	}
 	*t = op{}
 	ops.Put(t)
+	b.foreign.Add(-o.size)
+	buffer.Release(o.msg)
+	if o.kind == opFireError {
+		buffer.Release(o.err)
+	}
+	if o.kind == opClose && !b.Open() {
+		o.p.Complete(nil) // it is what was asked for
+		return
+	}
+	o.p.Complete(b.closeError())
 }
 
 // Run performs a posted op on the loop.
@@ -67,46 +79,43 @@ func (t *op) Run() {
 	if o.kind == opWrite {
 		b.foreign.Add(-o.size)
 		b.touch()
+		defer b.judge()
 	}
-	b.pl.guardedOp(&o)
-	if o.kind == opWrite {
-		b.judge()
-	}
+	b.pl.guardedOp(o)
 }
 
-func (p *Pipeline) guardedOp(o *op) {
+func (p *Pipeline) guardedOp(o op) {
 	defer p.leave(p.enter())
-	o.perform()
+	p.perform(&o)
 	p.normal = true
 }
 
 // perform does o. Loop-only, under a guard.
-func (o *op) perform() {
-	b := o.b
-	p := &b.pl
+func (p *Pipeline) perform(o *op) {
+	b := p.base
 	switch o.kind {
 	case opWrite:
-		p.write(o.c, o.msg, o.p)
+		p.write(o.c.prevWrite, o.msg, o.p)
 	case opFlush:
-		p.flush(o.c)
+		p.flush(o.c.prev)
 	case opRead:
-		p.readRequest(o.c)
+		p.readRequest(o.c.prev)
 	case opClose:
-		p.close(o.c, o.p)
+		p.close(o.c.prev, o.p)
 	case opCloseWrite:
-		p.closeWrite(o.c, o.p)
+		p.closeWrite(o.c.prev, o.p)
 	case opConnect:
-		p.connect(o.c, o.remote, o.local, o.p)
+		p.connect(o.c.prev, o.remote, o.local, o.p)
 	case opAbort:
 		b.core.DoClose(o.mode, o.err)
 	case opAutoRead:
 		b.applyAutoRead()
 	case opFireRead:
-		p.read(o.c.next, o.msg)
+		p.read(o.c.nextRead, o.msg)
 	case opFireEvent:
 		p.event(o.c.next, o.msg)
 	case opFireError:
-		p.errorAt(o.c.next, o.err)
+		p.errorAt(o.c.next, o.c, o.err)
 	case opNotify:
 		if o.c == &p.head && o.ev == maskReadComplete {
 			p.readComplete()
@@ -120,34 +129,56 @@ func (p *Pipeline) close(c *Context, pr *eventloop.Promise) {
 	for c.mask&maskClose == 0 {
 		c = c.prev
 	}
-	prev := p.cur
-	p.cur = c
+	h := p.hand(c, pr)
 	if err := c.handler.(CloseHandler).HandleClose(c, pr); err != nil {
-		p.outboundFailed(pr, err)
+		p.outboundFailed(c, pr, err)
 	}
-	p.cur = prev
+	p.handed(h)
 }
 
 func (p *Pipeline) closeWrite(c *Context, pr *eventloop.Promise) {
 	for c.mask&maskCloseWrite == 0 {
 		c = c.prev
 	}
-	prev := p.cur
-	p.cur = c
+	h := p.hand(c, pr)
 	if err := c.handler.(CloseWriteHandler).HandleCloseWrite(c, pr); err != nil {
-		p.outboundFailed(pr, err)
+		p.outboundFailed(c, pr, err)
 	}
-	p.cur = prev
+	p.handed(h)
 }
 
 func (p *Pipeline) connect(c *Context, remote, local net.Addr, pr *eventloop.Promise) {
 	for c.mask&maskConnect == 0 {
 		c = c.prev
 	}
-	prev := p.cur
-	p.cur = c
+	h := p.hand(c, pr)
 	if err := c.handler.(ConnectHandler).HandleConnect(c, remote, local, pr); err != nil {
-		p.outboundFailed(pr, err)
+		p.outboundFailed(c, pr, err)
 	}
-	p.cur = prev
+	p.handed(h)
+}
+
+// inHand is what handed puts back.
+type inHand struct {
+	cur    *Context
+	frames int
+}
+
+// hand records that the handler of c is called, with the promise pr, which may be
+// nil. A panic fails the promise.
+func (p *Pipeline) hand(c *Context, pr *eventloop.Promise) inHand {
+	h := inHand{p.cur, len(p.frames)}
+	p.cur = c
+	if pr != nil {
+		p.frames = append(p.frames, frame{c: c, promise: pr})
+	}
+	return h
+}
+
+// handed ends it.
+func (p *Pipeline) handed(h inHand) {
+	p.cur = h.cur
+	if len(p.frames) != h.frames {
+		p.cut(h.frames)
+	}
 }

@@ -3,8 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"net"
-	"reflect"
-	"strconv"
+	"sync"
 
 	"github.com/runnel-io/runnel/eventloop"
 	"go.uber.org/zap"
@@ -18,16 +17,25 @@ import (
 // debug level, an error that nobody handled at warn level, with the channel and
 // the handler it came from.
 //
+// A handler that is added to an active channel is not told of what has been before:
+// its HandleAdded asks Channel.Active. Events that a handler is in the middle of go
+// on to its neighbours of the time when it was removed; so whoever replaces itself
+// adds the successor first.
+//
 // Concurrency: safe from any goroutine. Off the loop a change of the chain is made
-// by the loop while the caller waits; on another loop, where waiting could
-// deadlock, it is refused with [eventloop.ErrWouldDeadlock].
+// by the loop while the caller waits; where waiting could deadlock, on another loop
+// or when the loop is a Manual, it is refused with [eventloop.ErrWouldDeadlock].
 type Pipeline struct {
 	base       *Base
+	loop       *eventloop.Loop
+	scope      *scope
 	head, tail Context
+
+	mu sync.Mutex // held for links to be changed, and off the loop for them to be followed
 
 	// Loop-only.
 	cur     *Context // the handler that runs
-	frames  []frame  // notifications under way
+	frames  []frame  // notifications under way, promises in a handler's hands
 	depth   int      // guards under way
 	inError int      // HandleError calls under way
 	normal  bool     // the innermost guarded stretch has come to its end
@@ -38,11 +46,14 @@ type Pipeline struct {
 }
 
 func (p *Pipeline) init(b *Base) {
-	p.base = b
+	p.base, p.loop, p.scope = b, b.loop, scopeOf(b.loop)
 	h, t := headHandler{b}, tailHandler{b}
-	p.head = Context{p: p, handler: h, given: h, name: "head", mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite, writer: h}
-	p.tail = Context{p: p, handler: t, given: t, name: "tail", mask: maskRead | maskEvent | maskError, reader: t}
-	p.head.next, p.tail.prev = &p.tail, &p.head
+	p.head = Context{p: p, handler: h, given: h, name: "head", writer: h,
+		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
+	p.tail = Context{p: p, handler: t, given: t, name: "tail", reader: t,
+		mask: maskRead | maskEvent | maskError}
+	p.head.next, p.head.nextRead = &p.tail, &p.tail
+	p.tail.prev, p.tail.prevWrite = &p.head, &p.head
 	p.cur = &p.head
 }
 
@@ -51,9 +62,28 @@ func (p *Pipeline) Channel() Channel { return p.base.self }
 
 // Add appends handlers at the tail, named by their types. A [Maker] is asked for a
 // handler of this pipeline. Nothing is added if one of them is not a handler. If a
-// HandleAdded fails, that handler is removed again, the error goes to HandleError
-// and is returned, and the handlers after it are not added.
+// HandleAdded fails, that handler is removed again, the error goes to the HandleError
+// of the handlers after it and is returned, and the rest are not added.
 func (p *Pipeline) Add(handlers ...any) error {
+	return p.addAll(handlers, func(*Context) *Context { return p.tail.prev })
+}
+
+// AddFirst is Add at the head: the first of handlers becomes the first of all.
+func (p *Pipeline) AddFirst(handlers ...any) error {
+	return p.addAll(handlers, func(last *Context) *Context {
+		if last == nil {
+			return &p.head
+		}
+		for last.removed.Load() { // by its own HandleAdded
+			last = last.prev
+		}
+		return last
+	})
+}
+
+// addAll adds handlers, each behind the context that after returns for the one
+// added before it.
+func (p *Pipeline) addAll(handlers []any, after func(last *Context) *Context) error {
 	return p.change(func() error {
 		cs := make([]*Context, len(handlers))
 		for i, h := range handlers {
@@ -63,30 +93,13 @@ func (p *Pipeline) Add(handlers ...any) error {
 			}
 			cs[i] = c
 		}
+		var last *Context
 		for _, c := range cs {
 			p.nameByType(c)
-			if err := p.insert(c, p.tail.prev); err != nil {
+			if err := p.insert(c, after(last)); err != nil {
 				return err
 			}
-		}
-		return nil
-	})
-}
-
-// AddFirst is Add at the head: the first of handlers becomes the first of all.
-func (p *Pipeline) AddFirst(handlers ...any) error {
-	return p.change(func() error {
-		at := &p.head
-		for _, h := range handlers {
-			c, err := p.newContext("", h)
-			if err != nil {
-				return err
-			}
-			p.nameByType(c)
-			if err := p.insert(c, at); err != nil {
-				return err
-			}
-			at = c
+			last = c
 		}
 		return nil
 	})
@@ -119,11 +132,11 @@ func (p *Pipeline) AddAfter(ref any, name string, handler any) (*Context, error)
 func (p *Pipeline) Replace(ref any, name string, handler any) (*Context, error) {
 	var added *Context
 	err := p.change(func() error {
-		old, err := p.lookup(ref)
+		c, err := p.newContext(name, handler)
 		if err != nil {
 			return err
 		}
-		c, err := p.newContext(name, handler)
+		old, err := p.lookup(ref)
 		if err != nil {
 			return err
 		}
@@ -156,16 +169,22 @@ func (p *Pipeline) Remove(ref any) error {
 	})
 }
 
-// Get returns the context of a handler by its name, or nil. Loop-only.
+// Get returns the context of a handler by its name, or nil.
 func (p *Pipeline) Get(name string) *Context {
-	p.base.onLoop()
+	if !p.loop.InLoop() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+	}
 	return p.byName(name)
 }
 
-// Find returns the first handler that was added as a T, or nil. For a handler
-// made by a [Maker] T is the Maker's type or the handler's. Loop-only.
+// Find returns the context of the first handler that was added as a T, or nil. For a
+// handler made by a [Maker] T is the Maker's type or the handler's.
 func Find[T any](p *Pipeline) *Context {
-	p.base.onLoop()
+	if !p.loop.InLoop() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+	}
 	for c := p.head.next; c != &p.tail; c = c.next {
 		if _, ok := c.given.(T); ok {
 			return c
@@ -177,9 +196,12 @@ func Find[T any](p *Pipeline) *Context {
 	return nil
 }
 
-// Names returns the handlers' names from head to tail. Loop-only.
+// Names returns the handlers' names from head to tail.
 func (p *Pipeline) Names() []string {
-	p.base.onLoop()
+	if !p.loop.InLoop() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+	}
 	var names []string
 	for c := p.head.next; c != &p.tail; c = c.next {
 		names = append(names, c.Name())
@@ -187,16 +209,34 @@ func (p *Pipeline) Names() []string {
 	return names
 }
 
+// enterer is a Core whose loop is driven by its callers: Enter makes the calling
+// goroutine the loop for the time of f.
+type enterer interface{ Enter(f func()) }
+
 // change makes a structural change on the loop.
 func (p *Pipeline) change(f func() error) error {
-	if p.base.loop.InLoop() {
+	if p.loop.InLoop() {
 		return f()
 	}
-	if eventloop.WouldDeadlock() {
+	if e, ok := p.base.core.(enterer); ok {
+		var err error
+		e.Enter(func() { err = f() })
+		return err
+	}
+	if eventloop.WouldDeadlock() || p.loop.Group() == nil {
 		return eventloop.ErrWouldDeadlock
 	}
 	done := make(chan error, 1)
-	if err := p.base.loop.Execute(func() { done <- f() }); err != nil {
+	if err := p.loop.Execute(func() {
+		err := ErrGoexit // unless f returns
+		defer func() {
+			if v := recover(); v != nil {
+				err = newPanicError("", v)
+			}
+			done <- err
+		}()
+		err = f()
+	}); err != nil {
 		return p.base.closeError()
 	}
 	return <-done
@@ -237,14 +277,14 @@ func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
 	if m, ok := handler.(Maker); ok {
 		handler = m.NewHandler()
 	}
-	m := maskOf(handler)
-	if m == 0 {
+	t := typeOf(handler)
+	if t.mask == 0 {
 		return nil, fmt.Errorf("%w: %T implements none of the handler interfaces", ErrNotHandler, handler)
 	}
-	if m.twice() {
+	if t.mask.twice() {
 		return nil, fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
 	}
-	c := &Context{p: p, handler: handler, given: given, name: name, mask: m}
+	c := &Context{p: p, handler: handler, given: given, name: name, typ: typeOf(given), mask: t.mask}
 	c.reader, _ = handler.(ReadHandler)
 	c.writer, _ = handler.(WriteHandler)
 	return c, nil
@@ -252,59 +292,113 @@ func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
 
 // nameByType gives c the next free number among the handlers of its type.
 func (p *Pipeline) nameByType(c *Context) {
-	t := reflect.TypeOf(c.given)
+	c.ordinal = 0
+	named := false
 	for o := p.head.next; o != &p.tail; o = o.next {
-		if reflect.TypeOf(o.given) == t && o.name == "" && o.ordinal >= c.ordinal {
+		if o.name != "" {
+			named = true
+		} else if o.typ.name == c.typ.name && o.ordinal >= c.ordinal {
 			c.ordinal = o.ordinal + 1
 		}
 	}
+	for named && p.byName(c.Name()) != nil { // somebody was given such a name
+		c.ordinal++
+	}
 }
 
-// insert links c behind at and calls its HandleAdded.
+// insert links c behind at and calls its HandleAdded. A panic there closes the
+// channel besides.
 func (p *Pipeline) insert(c, at *Context) error {
-	c.prev, c.next = at, at.next
-	at.next.prev = c
-	at.next = c
+	if p.removed {
+		return p.base.closeError()
+	}
+	p.link(c, at)
 	p.wanted |= c.mask
 	if c.mask&maskAdded == 0 {
 		return nil
 	}
-	err := p.callAdded(c)
-	if err == nil {
-		return nil
-	}
-	err = fmt.Errorf("pipeline: adding handler %q: %w", c.Name(), err)
-	next := c.next
-	p.unlink(c)
-	p.guardedError(next, err)
+	return p.callAdded(c)
+}
+
+// callAdded calls HandleAdded. If it fails, in whatever way, c is removed.
+func (p *Pipeline) callAdded(c *Context) (err error) {
+	err = ErrGoexit // unless HandleAdded returns
+	g := p.enter()
+	defer func() {
+		v := recover()
+		if v != nil {
+			err = newPanicError(c.Name(), v)
+		}
+		frames := append([]frame(nil), p.frames[g.frames:]...)
+		broken := !p.normal
+		p.normal = true
+		p.leave(g)
+		if err == nil {
+			return
+		}
+		err = fmt.Errorf("pipeline: adding handler %q: %w", c.Name(), err)
+		next := c.next
+		if broken {
+			p.exiting = v == nil && p.depth > 0
+			defer p.base.core.DoClose(CloseNow, err)
+		}
+		defer p.guardedErrorFrom(next, c, err)
+		defer p.unlink(c)
+		p.resume(frames, err)
+	}()
+	p.cur = c
+	err = c.handler.(AddedHandler).HandleAdded(c)
+	p.normal = true
 	return err
 }
 
-// callAdded calls HandleAdded; a panic in it is an error of the addition.
-func (p *Pipeline) callAdded(c *Context) (err error) {
-	prev, frames := p.cur, len(p.frames)
-	p.depth++
-	defer func() {
-		p.depth--
-		p.cur, p.frames = prev, p.frames[:frames]
-		if v := recover(); v != nil {
-			err = newPanicError(c, v)
+// link puts c behind at.
+func (p *Pipeline) link(c, at *Context) {
+	p.mu.Lock()
+	c.prev, c.next = at, at.next
+	at.next.prev = c
+	at.next = c
+	p.mu.Unlock()
+	if c.nextRead = c.next; c.next.mask&maskRead == 0 {
+		c.nextRead = c.next.nextRead
+	}
+	if c.prevWrite = c.prev; c.prev.mask&maskWrite == 0 {
+		c.prevWrite = c.prev.prevWrite
+	}
+	p.relink(c, c.mask, c, c)
+}
+
+// relink has those who send their reads or writes past c, or would if c took them,
+// send them to reader and writer. m says which of the two c takes.
+func (p *Pipeline) relink(c *Context, m mask, reader, writer *Context) {
+	for o := c.prev; m&maskRead != 0; o = o.prev {
+		o.nextRead = reader
+		if o == &p.head || o.mask&maskRead != 0 {
+			break
 		}
-	}()
-	p.cur = c
-	return c.handler.(AddedHandler).HandleAdded(c)
+	}
+	for o := c.next; m&maskWrite != 0; o = o.next {
+		o.prevWrite = writer
+		if o == &p.tail || o.mask&maskWrite != 0 {
+			break
+		}
+	}
 }
 
 // unlink takes c out of the chain and calls its HandleRemoved, once. c keeps its
 // neighbours, so that what its handler passes on while or after being removed
 // still arrives.
 func (p *Pipeline) unlink(c *Context) {
-	if c.removed {
+	if c.removed.Load() {
 		return
 	}
 	m := c.mask
+	p.mu.Lock()
 	c.prev.next, c.next.prev = c.next, c.prev
-	c.removed = true
+	p.mu.Unlock()
+	p.relink(c, m, c.nextRead, c.prevWrite)
+	c.nextRead, c.prevWrite = c.next, c.prev
+	c.removed.Store(true)
 	c.mask = 0
 	if m&maskRemoved != 0 {
 		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
@@ -315,7 +409,17 @@ func (p *Pipeline) unlink(c *Context) {
 func (p *Pipeline) removeAll() {
 	p.removed = true
 	for p.tail.prev != &p.head {
-		p.unlink(p.tail.prev)
+		// A Goexit ends this loop; the rest is removed all the same.
+		func() {
+			returned := false
+			defer func() {
+				if !returned {
+					p.removeAll()
+				}
+			}()
+			p.unlink(p.tail.prev)
+			returned = true
+		}()
 	}
 }
 
@@ -328,7 +432,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 		}
 		return nil, fmt.Errorf("%w: %q", ErrNoHandler, r)
 	case *Context:
-		if r != nil && r.p == p && !r.removed && r != &p.head && r != &p.tail {
+		if r != nil && r.p == p && !r.removed.Load() && r != &p.head && r != &p.tail {
 			return r, nil
 		}
 		return nil, ErrNoHandler
@@ -345,22 +449,6 @@ func (p *Pipeline) byName(name string) *Context {
 	return nil
 }
 
-// typeName is a handler's name by its type: the last part of the type's name.
-func typeName(given any, ordinal int) string {
-	t := reflect.TypeOf(given)
-	if t == nil {
-		return "nil"
-	}
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	n := t.Name()
-	if n == "" {
-		n = t.String()
-	}
-	return n + "#" + strconv.Itoa(ordinal)
-}
-
 // The walks: each goes to the next context that takes the event, calls it, and
 // records who runs. They end at the head or the tail, which take everything.
 
@@ -371,7 +459,7 @@ func (p *Pipeline) read(c *Context, msg any) {
 	prev := p.cur
 	p.cur = c
 	if err := c.reader.HandleRead(c, msg); err != nil {
-		p.errorAt(c, err)
+		p.errorAt(c, c, err)
 	}
 	p.cur = prev
 }
@@ -383,48 +471,50 @@ func (p *Pipeline) event(c *Context, ev any) {
 	prev := p.cur
 	p.cur = c
 	if err := c.handler.(EventHandler).HandleEvent(c, ev); err != nil {
-		p.errorAt(c, err)
+		p.errorAt(c, c, err)
 	}
 	p.cur = prev
 }
 
-// errorAt delivers err to the first HandleError from c on, c's own included.
-func (p *Pipeline) errorAt(c *Context, err error) {
-	if p.errFrom == nil {
-		p.errFrom = c
-		defer func() { p.errFrom = nil }()
-	}
+// errorAt delivers err, which came from the handler of from, to the first
+// HandleError from c on, c's own included.
+func (p *Pipeline) errorAt(c, from *Context, err error) {
+	outer := p.errFrom
+	p.errFrom = from
+	p.deliverError(c, err)
+	p.errFrom = outer
+}
+
+func (p *Pipeline) deliverError(c *Context, err error) {
 	for c.mask&maskError == 0 {
 		c = c.next
 	}
-	prev := p.cur
-	p.cur = c
-	p.inError++
+	prev, depth := p.cur, p.inError
+	p.cur, p.inError = c, depth+1
 	c.handler.(ErrorHandler).HandleError(c, err)
-	p.inError--
-	p.cur = prev
+	p.cur, p.inError = prev, depth
 }
 
 // notify delivers a notification to all handlers from c on, until one holds it.
 func (p *Pipeline) notify(c *Context, ev mask) {
+	both := ev | ev.hold()
+	prev, n := p.cur, len(p.frames)
 	for ; c != nil; c = c.next {
-		m := c.mask & (ev | ev.hold())
+		m := c.mask & both
 		if m == 0 {
 			continue
 		}
-		prev := p.cur
-		p.cur = c
 		own := ev
 		if m != ev {
 			own = 0 // held: a panic does not make it go on
 		}
-		p.frames = append(p.frames, frame{c, own})
-		err := c.notify(m)
-		p.frames = p.frames[:len(p.frames)-1]
-		if err != nil {
-			p.errorAt(c, err)
+		p.cur = c
+		p.frames = append(p.frames, frame{c: c, ev: own})
+		if err := c.notify(m); err != nil {
+			p.errorAt(c, c, err)
 		}
 		p.cur = prev
+		p.cut(n)
 		if m != ev {
 			return
 		}
@@ -456,10 +546,18 @@ func (p *Pipeline) write(c *Context, msg any, pr *eventloop.Promise) {
 	for c.mask&maskWrite == 0 {
 		c = c.prev
 	}
+	if pr != nil {
+		h := p.hand(c, pr)
+		if err := c.writer.HandleWrite(c, msg, pr); err != nil {
+			p.outboundFailed(c, pr, err)
+		}
+		p.handed(h)
+		return
+	}
 	prev := p.cur
 	p.cur = c
-	if err := c.writer.HandleWrite(c, msg, pr); err != nil {
-		p.outboundFailed(pr, err)
+	if err := c.writer.HandleWrite(c, msg, nil); err != nil {
+		p.outboundFailed(c, nil, err)
 	}
 	p.cur = prev
 }
@@ -471,7 +569,7 @@ func (p *Pipeline) flush(c *Context) {
 	prev := p.cur
 	p.cur = c
 	if err := c.handler.(FlushHandler).HandleFlush(c); err != nil {
-		p.outboundFailed(nil, err)
+		p.outboundFailed(c, nil, err)
 	}
 	p.cur = prev
 }
@@ -483,19 +581,19 @@ func (p *Pipeline) readRequest(c *Context) {
 	prev := p.cur
 	p.cur = c
 	if err := c.handler.(ReadRequestHandler).HandleReadRequest(c); err != nil {
-		p.outboundFailed(nil, err)
+		p.outboundFailed(c, nil, err)
 	}
 	p.cur = prev
 }
 
-// outboundFailed reports an outbound handler's error: to the promise, or to
-// HandleError from the head on if nobody asked for a completion.
-func (p *Pipeline) outboundFailed(pr *eventloop.Promise, err error) {
+// outboundFailed reports the error of the outbound handler of from: to the promise,
+// or to HandleError from the head on if nobody asked for a completion.
+func (p *Pipeline) outboundFailed(from *Context, pr *eventloop.Promise, err error) {
 	if pr != nil {
 		pr.Complete(err)
 		return
 	}
-	p.errorAt(p.head.next, err)
+	p.errorAt(p.head.next, from, err)
 }
 
 // The Fire methods let an event enter at the head. They are what a transport
@@ -503,11 +601,11 @@ func (p *Pipeline) outboundFailed(pr *eventloop.Promise, err error) {
 
 // FireRead delivers msg to the first ReadHandler. It takes msg over.
 func (p *Pipeline) FireRead(msg any) {
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opFireRead, c: &p.head, msg: msg})
 		return
 	}
-	p.guardedRead(p.head.next, msg)
+	p.guardedRead(p.head.nextRead, msg)
 }
 
 func (p *Pipeline) guardedRead(c *Context, msg any) {
@@ -519,7 +617,7 @@ func (p *Pipeline) guardedRead(c *Context, msg any) {
 // FireReadComplete delivers the end of a turn's reads; with AutoRead it asks for
 // more afterwards.
 func (p *Pipeline) FireReadComplete() {
-	if !p.base.loop.InLoop() {
+	if !p.loop.InLoop() {
 		p.base.post(op{kind: opNotify, c: &p.head, ev: maskReadComplete})
 		return
 	}
@@ -530,7 +628,13 @@ func (p *Pipeline) FireReadComplete() {
 func (p *Pipeline) FireEvent(ev any) { p.head.FireEvent(ev) }
 
 // FireError delivers err to the first ErrorHandler.
-func (p *Pipeline) FireError(err error) { p.head.FireError(err) }
+func (p *Pipeline) FireError(err error) {
+	if !p.loop.InLoop() {
+		p.base.post(op{kind: opFireError, c: &p.head, err: err})
+		return
+	}
+	p.guardedErrorFrom(p.head.next, &p.head, err)
+}
 
 // Connect connects the channel, through the handlers from the tail on; local may be
 // nil. It is for transports; users dial with transport.Dialer.
@@ -556,5 +660,5 @@ func (p *Pipeline) tailUnhandled(err error) {
 		from = p.errFrom.Name()
 	}
 	p.base.logger.Warn("unhandled error",
-		zap.Stringer("channel", p.base), zap.String("handler", from), zap.Error(err))
+		append(p.errorFields(from, err), zap.Stringer("channel", p.base))...)
 }

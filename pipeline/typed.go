@@ -1,6 +1,10 @@
 package pipeline
 
-import "github.com/runnel-io/runnel/eventloop"
+import (
+	"reflect"
+
+	"github.com/runnel-io/runnel/eventloop"
+)
 
 // On makes a handler of the messages of type M; others go on. The message is f's
 // on every way out, errors included: f releases it or passes it on. Netty:
@@ -16,6 +20,8 @@ func (f onRead[M]) HandleRead(c *Context, msg any) error {
 	c.FireRead(msg)
 	return nil
 }
+
+func (f onRead[M]) handlerType() string { return "On[" + reflect.TypeFor[M]().String() + "]" }
 
 // OnWrite makes a handler of the outbound messages of type M; others go on. The
 // message is f's on every way out; f goes on with c.ForwardWrite(msg, p).
@@ -33,12 +39,16 @@ func (f onWrite[M]) HandleWrite(c *Context, msg any, p *eventloop.Promise) error
 	return nil
 }
 
+func (f onWrite[M]) handlerType() string { return "OnWrite[" + reflect.TypeFor[M]().String() + "]" }
+
 // OnError makes a handler of errors. f passes an error on with c.FireError.
 func OnError(f func(c *Context, err error)) ErrorHandler { return onError(f) }
 
 type onError func(c *Context, err error)
 
 func (f onError) HandleError(c *Context, err error) { f(c, err) }
+
+func (f onError) handlerType() string { return "OnError" }
 
 // OnEvent makes a handler of the user events of type E; others go on.
 func OnEvent[E any](f func(c *Context, ev E) error) EventHandler { return onEvent[E](f) }
@@ -53,6 +63,8 @@ func (f onEvent[E]) HandleEvent(c *Context, ev any) error {
 	return nil
 }
 
+func (f onEvent[E]) handlerType() string { return "OnEvent[" + reflect.TypeFor[E]().String() + "]" }
+
 // OnActive makes a handler of the notification that the channel is active.
 func OnActive(f func(c *Context) error) ActiveHandler { return onActive(f) }
 
@@ -60,9 +72,13 @@ type onActive func(c *Context) error
 
 func (f onActive) HandleActive(c *Context) error { return f(c) }
 
+func (f onActive) handlerType() string { return "OnActive" }
+
 // OnInactive makes a handler of the notification that the channel has closed.
 func OnInactive(f func(c *Context) error) InactiveHandler { return onInactive(f) }
 
 type onInactive func(c *Context) error
 
 func (f onInactive) HandleInactive(c *Context) error { return f(c) }
+
+func (f onInactive) handlerType() string { return "OnInactive" }

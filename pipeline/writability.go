@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"fmt"
+
 	"github.com/runnel-io/runnel/buffer"
 )
 
@@ -31,6 +33,9 @@ func PendingSize(msg any, high int64) int64 {
 // SetWaterMarks sets the marks, in pinned bytes: 0 <= low <= high. Loop-only once
 // the channel is registered.
 func (b *Base) SetWaterMarks(low, high int64) {
+	if low < 0 || low > high {
+		panic(fmt.Sprintf("pipeline: low water mark %d is not between 0 and the high one, %d", low, high))
+	}
 	b.low.Store(low)
 	b.high.Store(high)
 }
@@ -42,6 +47,7 @@ func (b *Base) HighWater() int64 { return b.high.Load() }
 // channel is writable; a change reaches the handlers before SetPending returns.
 // Loop-only. After MarkClosed it does nothing.
 func (b *Base) SetPending(n int64) {
+	b.onLoop()
 	if b.pending.Load() != n {
 		b.pending.Store(n)
 	}
@@ -58,7 +64,7 @@ func (b *Base) judge() {
 		if total > b.high.Load() && b.life != closed {
 			b.setUnwritable(waterBit)
 		}
-	} else if total < b.low.Load() && b.life != closed {
+	} else if (total < b.low.Load() || total == 0) && b.life != closed {
 		b.clearUnwritable(waterBit)
 	}
 }
@@ -75,12 +81,16 @@ func (b *Base) clearUnwritable(bit uint32) {
 	}
 }
 
-// fireWritability tells the Core and the handlers. Loop-only.
+// fireWritability tells the Core and the handlers, unless they have been told: a
+// change that another goroutine made may have been undone before the loop saw it.
+// Loop-only.
 func (b *Base) fireWritability() {
-	if b.life == closed {
+	held := !b.Writable()
+	if held == b.held || b.life == closed {
 		return
 	}
-	b.core.DoWritability(b.Writable())
+	b.held = held
+	b.core.DoWritability(!held)
 	b.pl.notifyFromHead(maskWritability)
 }
 
@@ -116,5 +126,6 @@ func (b *Base) BytesBeforeWritable() int64 {
 	if b.Writable() {
 		return 0
 	}
-	return max(0, b.pending.Load()+b.foreign.Load()-b.low.Load()+1)
+	total := b.pending.Load() + b.foreign.Load()
+	return max(0, min(total, total-b.low.Load()+1))
 }

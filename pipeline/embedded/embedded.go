@@ -3,10 +3,16 @@
 // Messages are put in at either end and taken out at the other; time is virtual;
 // errors that no handler took are kept for the test. Every call that drives the
 // channel runs one whole turn of its loop, so what was written is there when the
-// call returns. Netty: EmbeddedChannel.
+// call returns.
+//
+// The one rule to keep: the loop runs only inside the calls of this package. Start
+// with [New], or in a test with [NewTest], which also looks for what is left at the
+// end. Netty: EmbeddedChannel.
 package embedded
 
 import (
+	"errors"
+	"io"
 	"net"
 	"time"
 
@@ -17,39 +23,56 @@ import (
 
 // Config sets how an embedded channel behaves. The zero value is ready to use.
 type Config struct {
-	Allocator           buffer.Allocator // nil: buffer.Default
-	ManualRead          bool             // start with AutoRead off
-	ManualFlush         bool             // flush only when asked
-	HighWater, LowWater int64            // pinned bytes; 0: 64 KiB and half of HighWater
-	Inactive            bool             // stay registered until Activate
-	Manual              *eventloop.Manual
+	Allocator   buffer.Allocator  // nil: buffer.Default
+	Parent      pipeline.Channel  // what Parent returns
+	ManualRead  bool              // start with AutoRead off
+	ManualFlush bool              // flush only when asked
+	HighWater   int64             // pinned bytes; 0 means 64 KiB
+	LowWater    int64             // pinned bytes; 0 means HighWater/2, more than HighWater panics
+	Inactive    bool              // not connected until Activate or a connect
+	Manual      *eventloop.Manual // the loop, for several channels on one; nil makes one
 }
 
-// Channel is a pipeline.Channel that is driven by its test.
+// Channel is a [pipeline.Channel] that is driven by its test.
 //
-// Ownership: what ReadInbound and ReadOutbound return is the caller's to release.
+// Ownership: what the Read methods return is the caller's to release. [Channel.Finish]
+// and [Channel.ReleaseAll] at the end of a test leave nothing behind.
 //
 // Concurrency: the methods defined here are for one goroutine at a time, the
-// test's. Those of pipeline.Channel are safe from any; on the test's goroutine they
-// post to the loop, and take effect at the next driving call.
+// test's. Those of pipeline.Channel are safe from any; outside [Channel.Do] they are
+// posted to the loop, also on the test's goroutine, and take effect in the next call
+// that drives the channel. Changes of the pipeline are made at once.
 type Channel struct {
 	pipeline.Base
 	man    *eventloop.Manual
 	ownMan bool
 
 	// Loop-only.
+	state    state
+	hold     bool
+	noOutput bool // CloseWrite has been called
+	flushed  int  // entries of queue that may leave
+	flushing bool
 	queue    []entry
 	pending  int64
+	shut     []*eventloop.Promise // of CloseWrite
+	reason   error                // of a close that waits for the queue
+	reads    int
 	in, out  []any
 	events   []any
 	errs     []error
-	hold     bool
-	reads    int
-	noOutput bool
-	done     bool
-	reason   error
 }
 
+// state is where the channel stands as a transport.
+type state uint8
+
+const (
+	open    state = iota
+	closing       // closed by its user; the queue is held
+	closed
+)
+
+// entry is a message that was written.
 type entry struct {
 	msg  any
 	size int64
@@ -73,6 +96,7 @@ func NewConfig(cfg Config, handlers ...any) *Channel {
 	}
 	ch.Setup(ch, (*core)(ch), pipeline.BaseConfig{
 		Loop:        ch.man.Loop(),
+		Parent:      cfg.Parent,
 		Allocator:   cfg.Allocator,
 		ManualRead:  cfg.ManualRead,
 		ManualFlush: cfg.ManualFlush,
@@ -83,36 +107,41 @@ func NewConfig(cfg Config, handlers ...any) *Channel {
 	ch.Do(func() {
 		err = ch.Register(func(pipeline.Channel) error { return ch.Pipeline().Add(handlers...) })
 		if err == nil && !cfg.Inactive {
-			ch.MarkActive()
+			(*core)(ch).activate()
 		}
 	})
 	if err != nil {
+		_ = ch.Finish()
+		ch.ReleaseAll()
 		panic(err)
 	}
 	return ch
 }
 
-// Do runs f on the channel's loop, then the rest of the turn.
+// Do runs f on the channel's loop, then the rest of the turn. In f the methods of
+// the channel and of contexts run in place.
 func (ch *Channel) Do(f func()) {
 	ch.man.Enter(f)
 	ch.man.Turn()
 }
 
-// Activate makes a channel active that was made Inactive.
-func (ch *Channel) Activate() { ch.Do(ch.MarkActive) }
+// Activate makes a channel active that was made Inactive; what has been written
+// leaves.
+func (ch *Channel) Activate() { ch.Do((*core)(ch).activate) }
 
 // WriteInbound delivers messages as if they had been read in one turn, then their
-// end (HandleReadComplete).
+// end (HandleReadComplete). Like every other, a channel that has closed or is about
+// to reads nothing: the messages are released.
 func (ch *Channel) WriteInbound(msgs ...any) {
 	ch.Do(func() {
 		for _, m := range msgs {
-			if ch.done {
+			if ch.state != open {
 				buffer.Release(m)
 				continue
 			}
 			ch.Pipeline().FireRead(m)
 		}
-		if !ch.done {
+		if ch.state == open {
 			ch.Pipeline().FireReadComplete()
 		}
 	})
@@ -166,13 +195,11 @@ func (ch *Channel) Advance(d time.Duration) { ch.man.Advance(d) }
 func (ch *Channel) Manual() *eventloop.Manual { return ch.man }
 
 // Hold stops flushed messages from leaving, as if the peer did not read, and with
-// false lets them go on.
+// false lets them go on. A Close waits for them.
 func (ch *Channel) Hold(on bool) {
 	ch.Do(func() {
 		ch.hold = on
-		if !on {
-			(*core)(ch).DoFlush()
-		}
+		(*core)(ch).send()
 	})
 }
 
@@ -185,7 +212,7 @@ func (ch *Channel) ReadRequests() int {
 	return n
 }
 
-// CheckError returns the next error that no handler took, or nil.
+// CheckError takes the next error that no handler took, or nil.
 func (ch *Channel) CheckError() error {
 	ch.Run()
 	if len(ch.errs) == 0 {
@@ -196,18 +223,25 @@ func (ch *Channel) CheckError() error {
 	return err
 }
 
-// Finish closes the channel as its peer would, runs what is left to do, and
-// returns CheckError. Messages stay to be read. A Hold is lifted.
+// Finish closes the channel as if its peer had: what was written leaves first, also
+// if it was held. It runs what is left to do and returns the errors that no handler
+// took, joined if there are several. Messages stay to be read. A Manual that the
+// channel made is closed, so that what is posted from then on fails.
 func (ch *Channel) Finish() error {
-	ch.Hold(false)
-	ch.Do(func() { (*core)(ch).DoClose(pipeline.CloseFlushed, nil) })
 	ch.Run()
-	err := ch.CheckError()
+	ch.Hold(false)
+	ch.Do(func() { (*core)(ch).DoClose(pipeline.CloseFlushed, io.EOF) })
+	ch.Run()
 	if ch.ownMan {
 		ch.man.Close()
 		ch.ownMan = false
 	}
-	return err
+	errs := ch.errs
+	ch.errs = nil
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }
 
 // ReleaseAll releases the messages and events that were not read and returns how
@@ -226,23 +260,44 @@ func (ch *Channel) ReleaseAll() int {
 // core is the channel as its own Core.
 type core Channel
 
-func (k *core) DoConnect(_, _ net.Addr, p *eventloop.Promise) {
-	if p != nil {
-		p.Complete(nil)
+// Enter lets the pipeline be changed from the test's goroutine.
+func (k *core) Enter(f func()) { k.man.Enter(f) }
+
+// activate connects the channel.
+func (k *core) activate() {
+	if k.state != open {
+		return
 	}
 	k.MarkActive()
+	k.send()
+}
+
+func (k *core) DoConnect(_, _ net.Addr, p *eventloop.Promise) {
+	if k.state != open {
+		p.Complete(k.closedError())
+		return
+	}
+	p.Complete(nil)
+	k.activate()
+}
+
+// closedError is what fails operations that come too late.
+func (k *core) closedError() error {
+	if err := k.CloseReason(); err != nil {
+		return err
+	}
+	return pipeline.ErrClosed
 }
 
 func (k *core) DoWrite(msg any, p *eventloop.Promise) {
-	if k.done || k.noOutput {
-		err := k.reason
-		if !k.done {
-			err = pipeline.ErrOutputShutdown
-		}
+	switch {
+	case k.state != open:
 		buffer.Release(msg)
-		if p != nil {
-			p.Complete(err)
-		}
+		p.Complete(k.closedError())
+		return
+	case k.noOutput:
+		buffer.Release(msg)
+		k.Pipeline().FailWrite(p, pipeline.ErrOutputShutdown)
 		return
 	}
 	e := entry{msg, pipeline.PendingSize(msg, k.HighWater()), p}
@@ -252,16 +307,47 @@ func (k *core) DoWrite(msg any, p *eventloop.Promise) {
 }
 
 func (k *core) DoFlush() {
-	for !k.hold && len(k.queue) > 0 {
+	k.flushed = len(k.queue)
+	k.send()
+}
+
+// send lets leave what was flushed, and then does what had to wait for that. It
+// completes promises, so user code may write, flush or close before it returns.
+func (k *core) send() {
+	if k.flushing {
+		return
+	}
+	k.drain()
+	if len(k.queue) > 0 && (k.hold || k.flushed > 0) {
+		return
+	}
+	switch {
+	case k.state == closing:
+		k.end(k.reason)
+	case k.state == open && len(k.shut) > 0 && len(k.queue) == 0:
+		shut := k.shut
+		k.shut = nil
+		for _, p := range shut {
+			p.Complete(nil)
+		}
+		if k.state == open {
+			k.Pipeline().FireEvent(pipeline.OutputShutdown{})
+		}
+	}
+}
+
+func (k *core) drain() {
+	k.flushing = true
+	defer func() { k.flushing = false }()
+	for k.Active() && !k.hold && k.flushed > 0 {
 		e := k.queue[0]
 		k.queue[0] = entry{}
 		k.queue = k.queue[1:]
+		k.flushed--
 		k.out = append(k.out, e.msg)
 		k.pending -= e.size
-		if e.p != nil {
-			e.p.Complete(nil)
-		}
-		if !k.done {
+		e.p.Complete(nil)
+		if k.state != closed {
 			k.SetPending(k.pending)
 		}
 	}
@@ -273,34 +359,47 @@ func (k *core) DoWritability(bool) {}
 func (k *core) DoEnd()             {}
 
 func (k *core) DoClose(mode pipeline.CloseMode, reason error) {
-	if k.done {
+	switch {
+	case k.state == closed:
+	case mode != pipeline.CloseFlushed || !k.Active():
+		k.end(reason)
+	case k.state == open:
+		k.state, k.reason = closing, reason
+		k.DoFlush()
+	}
+}
+
+// end drops the queue and tells all who wait that the channel has closed.
+func (k *core) end(reason error) {
+	if k.state == closed {
 		return
 	}
-	if mode == pipeline.CloseFlushed {
-		k.DoFlush()
-		if k.done {
-			return
-		}
-	}
-	k.done = true
-	k.MarkClosed(reason)
-	k.reason = k.CloseReason()
-	for _, e := range k.queue {
+	k.state = closed
+	waiting := k.shut
+	queue := k.queue
+	k.queue, k.shut, k.flushed, k.pending = nil, nil, 0, 0
+	for _, e := range queue {
 		buffer.Release(e.msg)
 		if e.p != nil {
-			e.p.Complete(k.reason)
+			waiting = append(waiting, e.p)
 		}
 	}
-	k.queue, k.pending = nil, 0
+	k.MarkClosed(reason)
+	for _, p := range waiting {
+		p.Complete(k.CloseReason())
+	}
 }
 
 func (k *core) DoCloseWrite(p *eventloop.Promise) {
-	if !k.done {
-		k.DoFlush()
+	switch {
+	case k.state != open:
+		p.Complete(k.closedError())
+	case k.noOutput && len(k.shut) == 0:
+		p.Complete(nil)
+	default:
 		k.noOutput = true
-	}
-	if p != nil {
-		p.Complete(k.CloseReason())
+		k.shut = append(k.shut, p)
+		k.DoFlush()
 	}
 }
 

@@ -1,0 +1,143 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/pipeline"
+	"github.com/runnel-io/runnel/pipeline/embedded"
+)
+
+// forwarder passes every message on.
+type forwarder struct{ n int }
+
+func (f *forwarder) HandleRead(c *pipeline.Context, msg any) error {
+	f.n++
+	c.FireRead(msg)
+	return nil
+}
+
+// sink ends the way of the messages.
+type sink struct{ n int }
+
+func (s *sink) HandleRead(*pipeline.Context, any) error {
+	s.n++
+	return nil
+}
+
+// bystander takes nothing of what a benchmark sends.
+type bystander struct{ n int }
+
+func (b *bystander) HandleRemoved(*pipeline.Context) { b.n++ }
+
+// link is what a chain without a pipeline is made of.
+type link interface{ handle(next chain, msg any) error }
+
+type chain []link
+
+func (c chain) fire(msg any) error { return c[0].handle(c[1:], msg) }
+
+type forwardLink struct{ n int }
+
+func (f *forwardLink) handle(next chain, msg any) error {
+	f.n++
+	return next.fire(msg)
+}
+
+type sinkLink struct{ n int }
+
+func (s *sinkLink) handle(chain, any) error {
+	s.n++
+	return nil
+}
+
+var benchSizes = []int{1, 4, 16}
+
+// The pipeline beside a bare chain of interface calls, with as many handlers, of
+// which the last one ends the message's way.
+func BenchmarkFireRead(b *testing.B) {
+	msg := any(new(int))
+	for _, n := range benchSizes {
+		b.Run(fmt.Sprintf("bare/handlers=%d", n), func(b *testing.B) {
+			var c chain
+			for range n - 1 {
+				c = append(c, new(forwardLink))
+			}
+			c = append(c, new(sinkLink))
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = c.fire(msg)
+			}
+		})
+		b.Run(fmt.Sprintf("pipeline/handlers=%d", n), func(b *testing.B) {
+			var hs []any
+			for range n - 1 {
+				hs = append(hs, new(forwarder))
+			}
+			ch := embedded.New(append(hs, new(sink))...)
+			defer ch.Finish()
+			b.ReportAllocs()
+			ch.Do(func() {
+				p := ch.Pipeline()
+				for b.Loop() {
+					p.FireRead(msg)
+				}
+			})
+		})
+	}
+}
+
+// What a handler costs that does not take the event.
+func BenchmarkFireReadPast(b *testing.B) {
+	msg := any(new(int))
+	for _, n := range []int{0, 16} {
+		b.Run(fmt.Sprintf("bystanders=%d", n), func(b *testing.B) {
+			var hs []any
+			for range n {
+				hs = append(hs, new(bystander))
+			}
+			ch := embedded.New(append(hs, new(sink))...)
+			defer ch.Finish()
+			ch.Do(func() {
+				p := ch.Pipeline()
+				for b.Loop() {
+					p.FireRead(msg)
+				}
+			})
+		})
+	}
+}
+
+// A write and its share of the flush, through handlers that pass it on.
+func BenchmarkWrite(b *testing.B) {
+	for _, n := range benchSizes {
+		b.Run(fmt.Sprintf("handlers=%d", n), func(b *testing.B) {
+			var hs []any
+			for range n {
+				hs = append(hs, new(writeForwarder))
+			}
+			ch := embedded.New(hs...)
+			defer ch.Finish()
+			msg := buffer.FromString("hello")
+			defer msg.Release()
+			b.ReportAllocs()
+			for b.Loop() {
+				ch.Do(func() { ch.Write(msg) })
+				ch.ReadOutbound()
+			}
+		})
+	}
+}
+
+func BenchmarkNotification(b *testing.B) {
+	ch := embedded.New(new(counter), new(counter), new(counter))
+	defer ch.Finish()
+	b.ReportAllocs()
+	ch.Do(func() {
+		p := ch.Pipeline()
+		for b.Loop() {
+			p.FireReadComplete()
+		}
+	})
+}
