@@ -62,7 +62,7 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	g := &Group{offload: offload, done: make(chan struct{})}
 	base := time.Now()
 	for i := range n {
-		l := newLoop(fmt.Sprintf("%s-%d", name, i), cfg.Logger, offload)
+		l := newLoop(fmt.Sprintf("%s-%d", name, i), cfg.Logger, offload, minOutcomes)
 		l.base, l.group = base, g
 		if l.poller, err = newPoller(cfg.Poller, &l.m.Counters); err != nil {
 			for _, l := range g.loops {

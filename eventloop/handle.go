@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"go.uber.org/zap"
 
@@ -140,6 +141,9 @@ func (r *Registration) SetInterest(ev Event) error {
 		return nil
 	}
 	if err := r.loop.poller.arm(r, ev); err != nil {
+		if errors.Is(err, syscall.EBADF) {
+			r.loop.bug(fmt.Sprintf("descriptor %d was closed under its registration", r.fd), err)
+		}
 		return err
 	}
 	r.armed, r.interest = true, ev
@@ -205,8 +209,7 @@ func (r *Registration) Close(closefd func()) {
 	if r.armed {
 		r.armed, r.interest = false, 0
 		if err := r.loop.poller.disarm(r); err != nil {
-			r.loop.logger.Error("descriptor cannot leave the poller",
-				zap.String("loop", r.loop.name), zap.Int("fd", r.fd), zap.Error(err))
+			r.loop.bug(fmt.Sprintf("descriptor %d cannot leave the poller", r.fd), err)
 		}
 	}
 	r.loop.table.remove(r)

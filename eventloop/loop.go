@@ -1,6 +1,7 @@
 package eventloop
 
 import (
+	"fmt"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -100,7 +101,7 @@ type Loop struct {
 	// Loop only.
 	now       int64 // clock of this turn
 	lastYield int64
-	quantum   int64 // how long after it the next one is
+	quantum   int64  // how long after it the next one is
 	idle      int64  // time spent waiting
 	wakesOwed uint64 // wakeups, once nobody is in the middle of one
 
@@ -161,7 +162,7 @@ type poolCache struct {
 	cache *buffer.Cache
 }
 
-func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
+func newLoop(name string, logger *zap.Logger, offload *Offload, outcomes int) *Loop {
 	if logger == nil {
 		logger = zap.NewNop()
 	}
@@ -172,7 +173,7 @@ func newLoop(name string, logger *zap.Logger, offload *Offload) *Loop {
 		offload:  offload,
 		closed:   make(chan struct{}),
 		done:     make(chan struct{}),
-		outcomes: make([]outcome, minOutcomes),
+		outcomes: make([]outcome, outcomes),
 		quantum:  yieldTime,
 	}
 }
@@ -216,8 +217,19 @@ func (l *Loop) wake() {
 	err := l.poller.wake()
 	l.wakeups.Add(1) // from here on the loop may end, and close the poller
 	if err != nil {
-		l.logger.Error("loop cannot be woken", zap.String("loop", l.name), zap.Error(err))
-		invariant.Check(false, "waking loop %s: %v", l.name, err)
+		l.bug("loop cannot be woken", err)
+	}
+}
+
+// bug reports an error that only a bug explains, such as a descriptor that was
+// closed by somebody who does not own it. Builds with assertions end the process:
+// any other descriptor may be the next.
+func (l *Loop) bug(what string, err error) {
+	l.logger.Error(what, zap.String("loop", l.name), zap.Error(err))
+	if invariant.Enabled {
+		stack := debug.Stack()
+		go panic(fmt.Sprintf("eventloop: %s: %v\n%s", what, err, stack)) // nobody recovers it there
+		select {}
 	}
 }
 
@@ -387,8 +399,7 @@ func (l *Loop) poll() {
 		l.collect(0)
 	} else if l.collect(0) == 0 && l.manual == nil {
 		// Whoever is about to give this loop work may only need the processor for it.
-		runtime.Gosched()
-		l.lastYield = l.clock()
+		l.yield(l.clock())
 		if !l.pending() && l.collect(0) == 0 {
 			l.wait()
 		}
@@ -433,10 +444,9 @@ func (l *Loop) pollFailed(err error) {
 	l.ready = 0
 	l.pollFails++
 	if l.pollFails == 1 {
-		l.logger.Error("poll failed", zap.String("loop", l.name), zap.Error(err))
+		l.bug("poll failed", err)
 	}
 	time.Sleep(10 * time.Millisecond)
-	invariant.Check(false, "poll of loop %s: %v", l.name, err)
 }
 
 // wait polls until something happens. A loop that has had nothing to do for a while
@@ -492,12 +502,17 @@ func (l *Loop) trim() {
 func (l *Loop) breathe() (now int64) {
 	now = l.clock()
 	if now-l.lastYield >= l.quantum && l.manual == nil {
-		runtime.Gosched()
-		l.lastYield = l.clock()
-		l.quantum = min(max(l.lastYield-now, yieldTime), maxYieldTime)
+		l.yield(now)
 		now = l.lastYield
 	}
 	return now
+}
+
+// yield lets other goroutines run, and takes note how long they did.
+func (l *Loop) yield(now int64) {
+	runtime.Gosched()
+	l.lastYield = l.clock()
+	l.quantum = min(max(l.lastYield-now, yieldTime), maxYieldTime)
 }
 
 func (l *Loop) runReady() {
@@ -658,7 +673,7 @@ func (l *Loop) end() {
 	}
 	l.caches = nil
 	if err := l.poller.close(); err != nil {
-		l.logger.Error("poller cannot be closed", zap.String("loop", l.name), zap.Error(err))
+		l.bug("poller cannot be closed", err)
 	}
 	l.publish()
 }

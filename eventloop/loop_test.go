@@ -139,7 +139,7 @@ func newScripted(t *testing.T) (*Loop, *scriptedPoller) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLoop("scripted", nil, o)
+	l := newLoop("scripted", nil, o, minOutcomes)
 	l.base = time.Now()
 	p := &scriptedPoller{waits: make(chan time.Duration), resume: make(chan []outcome)}
 	l.poller = p
@@ -527,7 +527,7 @@ func TestSubmitAfterTheEnd(t *testing.T) {
 
 // What the other goroutines take, the loop takes too.
 func TestYieldTime(t *testing.T) {
-	l := newLoop("test", nil, nil)
+	l := newLoop("test", nil, nil, minOutcomes)
 	l.base = time.Now()
 	if l.quantum != yieldTime {
 		t.Errorf("got %v before the first yield, want %v", l.quantum, yieldTime)

@@ -41,7 +41,7 @@ type Manual struct {
 func NewManual() *Manual {
 	m := &Manual{}
 	o := &Offload{manual: m, limit: 1 << 16, idle: make(chan struct{})}
-	l := newLoop("manual", nil, o)
+	l := newLoop("manual", nil, o, 8)
 	o.logger = l.logger
 	l.base = manualBase
 	m.nanos.Store(1)

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,6 +203,119 @@ func TestManyEvents(t *testing.T) {
 	})
 	mustClose(t, r)
 	mustClose(t, w)
+}
+
+// A handle that breaks harms nobody else: the other events of the same poll are
+// delivered.
+func TestEventsAfterAHandleThatBreaks(t *testing.T) {
+	for name, breaks := range map[string]func(){
+		"panic":  func() { panic("HandleIO blew up") },
+		"goexit": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLoop(t, nil)
+			const n = 10
+			got := make(chan int, n)
+			onLoop(t, l, func() {
+				for i := range n {
+					fd, err := sys.Eventfd()
+					if err != nil {
+						t.Fatalf("eventfd: %v", err)
+					}
+					var reg *Registration
+					reg, _ = l.Register(fd, &testHandle{io: func(Event) {
+						reg.Close(func() { mustClose(t, fd) })
+						got <- i
+						if i%2 == 0 {
+							breaks()
+						}
+					}})
+					_ = reg.SetInterest(EventWrite)
+				}
+			})
+			seen := make([]bool, n)
+			for range n {
+				seen[await(t, got, "an event")] = true
+			}
+			if slices.Contains(seen, false) {
+				t.Errorf("got events %v, want each once", seen)
+			}
+		})
+	}
+}
+
+// A mapped file that was truncated is a panic of who reads it, not the end of the
+// process: on a loop and in an Op.
+func TestFaultsArePanics(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "mapped"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(1 << 16); err != nil {
+		t.Fatal(err)
+	}
+	mapped, err := sys.MapFile(int(f.Fd()), 0, 1<<16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	l := newTestLoop(t, nil)
+	var sum int
+	read := func() (int64, error) {
+		for _, b := range mapped {
+			sum += int(b)
+		}
+		return 0, nil
+	}
+	_ = l.Execute(func() { _, _ = read() })
+	ended := make(chan error, 1)
+	onLoop(t, l, func() {
+		if got := l.Metrics().Panics; got != 1 {
+			t.Errorf("got %d panics, want 1", got)
+		}
+		r, _ := l.Register(-1, &testHandle{op: func(op *Op) { ended <- op.Err }})
+		_ = r.Submit(&Op{Run: read})
+		r.Close(nil)
+	})
+	var fault interface{ Addr() uintptr }
+	if err := await(t, ended, "the Op"); !errors.As(err, &fault) {
+		t.Errorf("got %v, want a fault with an address", err)
+	}
+	if err := sys.Unmap(mapped); err != nil {
+		t.Error(err)
+	}
+}
+
+// Out of descriptors, a group is an error and leaves nothing behind.
+func TestGroupWithoutDescriptors(t *testing.T) {
+	r, w := newPipe(t)
+	mustClose(t, w)
+	defer mustClose(t, r)
+	fds := openFDs()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	for room := range 9 { // eight loops need sixteen
+		low := limit
+		low.Cur = uint64(max(r, w) + 1 + room)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
+			t.Fatal(err)
+		}
+		_, err := NewGroup(GroupConfig{Loops: 8})
+		if err2 := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err2 != nil {
+			t.Fatal(err2)
+		}
+		if !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("got %v with room for %d descriptors, want EMFILE", err, room)
+		}
+		if got := openFDs(); got != fds {
+			t.Fatalf("got %d descriptors after the error, want %d as before", got, fds)
+		}
+	}
 }
 
 func TestTimeoutsRoundUp(t *testing.T) {
