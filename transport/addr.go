@@ -2,6 +2,7 @@ package transport
 
 import (
 	"net"
+	"os"
 	"sync/atomic"
 )
 
@@ -19,4 +20,12 @@ func (b *addrBox) load() net.Addr {
 		return *p
 	}
 	return nil
+}
+
+// unlink removes the file of a Unix socket that was listened on, as the net package
+// does: it would keep the next server from the address. Abstract names have none.
+func unlink(local net.Addr) {
+	if a, ok := local.(*net.UnixAddr); ok && a.Name != "" && a.Name[0] != '@' {
+		_ = os.Remove(a.Name)
+	}
 }

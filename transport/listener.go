@@ -211,6 +211,7 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 		l.waiting = nil
 	}
 	end := func() {
+		unlink(l.local)
 		l.sock.close()
 		l.MarkClosed(reason)
 	}
