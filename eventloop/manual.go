@@ -86,10 +86,11 @@ func (m *Manual) Enter(f func()) {
 
 // Turn does one whole turn: offloaded functions, I/O, tasks, timers that are due,
 // and what was asked for by AtTurnEnd. It returns the number of calls it made. Inside
-// a turn it does nothing: the turn that is under way is the one.
+// a turn it does nothing: the turn that is under way is the one. After Close there
+// is nothing to do.
 func (m *Manual) Turn() (calls int) {
 	m.Enter(func() {
-		if m.turns {
+		if m.turns || isClosed(m.loop.done) {
 			return
 		}
 		m.turns = true
@@ -159,6 +160,9 @@ func (m *Manual) RunUntilIdle() {
 // pending reports whether a turn would find something to do.
 func (m *Manual) pending() bool {
 	l := m.loop
+	if isClosed(l.done) {
+		return false
+	}
 	if m.offloaded() > 0 || l.stage != stagePoll || l.pending() || l.poller.(*manualPoller).pending() {
 		return true
 	}

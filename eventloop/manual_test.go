@@ -204,6 +204,12 @@ func TestManualClose(t *testing.T) {
 			t.Errorf("got %v, want ErrLoopClosed", err)
 		}
 	})
+	// A closed loop is idle: what its end has left can still be looked at.
+	m.RunUntilIdle()
+	m.Advance(time.Hour)
+	if n := m.Turn(); n != 0 {
+		t.Errorf("got %d calls from a turn of a closed loop, want 0", n)
+	}
 }
 
 // The same calls give the same result: a random scenario run twice leaves the same
