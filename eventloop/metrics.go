@@ -42,7 +42,8 @@ type Metrics struct {
 func (l *Loop) Counters() *Counters { return &l.m.Counters }
 
 // Metrics returns what the loop has counted. On the loop, and while it waits, that
-// is exact; a loop at work publishes its numbers about every 200 microseconds.
+// is exact; a loop at work publishes its numbers when it yields, nearly always every
+// 200 microseconds.
 func (l *Loop) Metrics() Metrics {
 	if l.InLoop() {
 		l.publish()
