@@ -3,7 +3,6 @@ package transport
 import (
 	"errors"
 	"net"
-	"syscall"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -124,8 +123,7 @@ func (l *listener) acceptFailed(err error) bool {
 	if err == sys.ErrAgain {
 		return false
 	}
-	for _, e := range []error{syscall.ECONNABORTED, syscall.EPROTO, syscall.ENETDOWN, syscall.ENETUNREACH,
-		syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENOPROTOOPT, syscall.ENONET, syscall.EOPNOTSUPP, syscall.EPERM} {
+	for _, e := range connectionErrors {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -275,27 +275,33 @@ func (o *outbound) due() *eventloop.Promise {
 	return nil
 }
 
-// take empties the queue for a close: the messages are released, the completions
-// are the caller's to fail.
-func (o *outbound) take() (waiting []*eventloop.Promise) {
-	for o.entries.n > 0 {
-		e := o.entries.first()
-		b, r := e.buf, e.region
-		o.drop(e)
-		if b != nil {
-			b.Release()
-		} else {
-			r.Release()
-		}
+// dropFirst releases the first message, and reports false if there is none.
+func (o *outbound) dropFirst() bool {
+	e := o.entries.first()
+	if e == nil {
+		o.regions = 0
+		o.entries = fifo[entry]{}
+		return false
 	}
-	o.regions = 0
+	b, r := e.buf, e.region
+	o.drop(e)
+	if b != nil {
+		b.Release()
+	} else {
+		r.Release()
+	}
+	return true
+}
+
+// takeWaiting empties the list of completions, which are the caller's to fail.
+func (o *outbound) takeWaiting() (waiting []*eventloop.Promise) {
 	for o.waiting.n > 0 {
 		c := o.waiting.first()
 		waiting = append(waiting, c.p)
 		*c = completion{}
 		o.waiting.pop()
 	}
-	o.entries, o.waiting = fifo[entry]{}, fifo[completion]{}
+	o.waiting = fifo[completion]{}
 	return waiting
 }
 

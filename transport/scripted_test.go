@@ -944,6 +944,28 @@ func TestPanicsInCallbacks(t *testing.T) {
 	}
 }
 
+// A message that its writer released as well ends its own channel, wherever the
+// transport notices, and the queue behind it is still released.
+func TestMessageReleasedTwice(t *testing.T) {
+	r := newRig(t, rigConfig{})
+	r.k.take = []takeStep{{n: 1}}
+	region := buffer.NewFileRegion(tempFile(t, "content"), 0, 7)
+	behind := pooled("behind")
+	r.do(func() {
+		r.Write(pooled("ab"))
+		r.Write(region)
+		r.Write(behind)
+	})
+	region.Release()
+	r.ready(eventloop.EventWrite)
+	if r.Open() {
+		t.Error("channel still open")
+	}
+	if behind.Refs() != 0 {
+		t.Errorf("references of the message behind: got %d, want 0", behind.Refs())
+	}
+}
+
 type onWritability func(c *pipeline.Context) error
 
 func (f onWritability) HandleWritability(c *pipeline.Context) error { return f(c) }

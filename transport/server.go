@@ -104,7 +104,7 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	if err != nil {
 		return nil, &OpError{Op: "listen", Err: err}
 	}
-	fd, bound, err := s.bind(local)
+	fd, bound, err := s.bind(network, local)
 	if err != nil {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
@@ -131,53 +131,55 @@ func (s *Server) setUp() {
 }
 
 // bind makes a listening socket.
-func (s *Server) bind(local net.Addr) (fd int, bound net.Addr, err error) {
-	fd, err = sys.Socket(local)
+func (s *Server) bind(network string, local net.Addr) (int, net.Addr, error) {
+	fd, err := sys.Socket(local)
 	if err != nil {
 		return -1, nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = sys.Close(fd)
-		}
-	}()
+	bound, err := s.listenOn(fd, network, local)
+	if err != nil {
+		_ = sys.Close(fd)
+		return -1, nil, err
+	}
+	return fd, bound, nil
+}
+
+// listenOn binds fd and has it listen. It returns the address that it got.
+func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, error) {
 	if tcp, ok := local.(*net.TCPAddr); ok {
-		if err = sys.SetReuseAddr(fd, true); err != nil {
-			return -1, nil, err
+		if err := sys.SetReuseAddr(fd, true); err != nil {
+			return nil, err
 		}
 		if s.ReusePort {
-			if err = sys.SetReusePort(fd, true); err != nil {
-				return -1, nil, err
+			if err := sys.SetReusePort(fd, true); err != nil {
+				return nil, err
 			}
 		}
-		if len(tcp.IP) == net.IPv6len && tcp.IP.IsUnspecified() {
-			// As the net package does: an address without a host takes both families.
-			if err = sys.SetIPv6Only(fd, false); err != nil {
-				return -1, nil, err
+		if len(tcp.IP) == net.IPv6len {
+			// As the net package does: "tcp" without a host takes both families.
+			if err := sys.SetIPv6Only(fd, network == "tcp6" || !tcp.IP.IsUnspecified()); err != nil {
+				return nil, err
 			}
 		}
 	}
 	if s.Config.RecvBuffer > 0 {
-		// Inherited by what is accepted; only so the window can be scaled for it.
-		if err = sys.SetRecvBuffer(fd, s.Config.RecvBuffer); err != nil {
-			return -1, nil, err
+		// Inherited by what is accepted: set there it is too late for the window to be
+		// scaled for it, tcp(7).
+		if err := sys.SetRecvBuffer(fd, s.Config.RecvBuffer); err != nil {
+			return nil, err
 		}
 	}
-	if err = sys.Bind(fd, local); err != nil {
-		return -1, nil, err
+	if err := sys.Bind(fd, local); err != nil {
+		return nil, err
 	}
 	backlog := s.Backlog
 	if backlog <= 0 {
 		backlog = defaultBacklog
 	}
-	if err = sys.Listen(fd, backlog); err != nil {
-		return -1, nil, err
+	if err := sys.Listen(fd, backlog); err != nil {
+		return nil, err
 	}
-	bound, err = sys.LocalAddr(fd, local.Network())
-	if err != nil {
-		return -1, nil, err
-	}
-	return fd, bound, nil
+	return sys.LocalAddr(fd, local.Network())
 }
 
 // Shutdown drains the server: it stops accepting, tells the channels by the user

@@ -3,12 +3,14 @@ package transport
 import (
 	"io"
 	"net"
+	"runtime/debug"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
+	"go.uber.org/zap"
 )
 
 // streamState is where the socket of a stream channel stands.
@@ -131,10 +133,29 @@ func (s *stream) opened() {
 
 // HandleIO implements eventloop.IOHandle.
 func (s *stream) HandleIO(ev eventloop.Event) {
+	defer s.contain()
 	s.inIO = true
 	s.ready(ev)
 	s.inIO = false
 	s.updateInterest()
+}
+
+// contain, deferred where the loop enters, ends a channel whose transport panics,
+// over a message that was released too early for example, and no other. Handlers
+// and completions have guards of their own.
+func (s *stream) contain() {
+	if v := recover(); v != nil {
+		s.inIO = false
+		s.broken(v)
+	}
+}
+
+func (s *stream) broken(v any) {
+	err := &pipeline.PanicError{Value: v, Handler: "transport", Stack: debug.Stack()}
+	if s.at != streamClosed {
+		s.Pipeline().FireError(err)
+	}
+	s.closeNow(false, err)
 }
 
 func (s *stream) ready(ev eventloop.Event) {
@@ -360,6 +381,7 @@ type flushTask stream
 
 func (t *flushTask) Run() {
 	s := (*stream)(t)
+	defer s.contain()
 	s.againQueue = false
 	s.flush()
 }
@@ -440,15 +462,16 @@ func (s *stream) regionSent(n, want int, err error) int {
 
 // HandleOp implements eventloop.IOHandle: a sendfile of a cold file has ended.
 func (s *stream) HandleOp(op *eventloop.Op) {
+	defer s.contain()
 	r := s.opRegion
 	s.opRegion = nil
 	op.Run = nil
+	defer r.Release()
 	if s.at != streamClosed {
 		// What was asked for is not known any more, and does not matter: if the socket
 		// is full the next call says so.
 		s.regionSent(int(op.N), 0, op.Err)
 	}
-	r.Release()
 	if s.at != streamClosed {
 		s.completeDue()
 		s.flush()
@@ -581,7 +604,9 @@ func (s *stream) closeNow(reset bool, reason error) {
 		s.closeTimer.Stop()
 		s.closeTimer = nil
 	}
-	waiting := s.out.take()
+	for !s.dropQueue() {
+	}
+	waiting := s.out.takeWaiting()
 	if s.shutWrite != nil {
 		waiting = append(waiting, s.shutWrite)
 		s.shutWrite = nil
@@ -609,6 +634,19 @@ func (s *stream) closeNow(reset bool, reason error) {
 	} else {
 		end()
 	}
+}
+
+// dropQueue releases the messages of the queue. It reports false when one of them
+// could not be released, because its owner had done so already.
+func (s *stream) dropQueue() (done bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.Logger().Error("queued message cannot be released", zap.Stringer("channel", s), zap.Any("panic", v))
+		}
+	}()
+	for s.out.dropFirst() {
+	}
+	return true
 }
 
 // CloseIO implements eventloop.IOHandle: the loop is ending.

@@ -1,0 +1,274 @@
+package transport
+
+import (
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+func TestConfigCheck(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		cfg     Config
+		wantErr string // part of it
+	}{
+		{name: "zero"},
+		{name: "negative high", cfg: Config{HighWater: -1}, wantErr: "HighWater"},
+		{name: "low above high", cfg: Config{HighWater: 10, LowWater: 11}, wantErr: "LowWater"},
+		{name: "low above default high", cfg: Config{LowWater: minHighWater + 1}, wantErr: "LowWater"},
+		{name: "negative low", cfg: Config{LowWater: -1}, wantErr: "LowWater"},
+		{name: "negative pending", cfg: Config{MaxPending: -1}, wantErr: "MaxPending"},
+		{name: "negative close timeout", cfg: Config{CloseTimeout: -1}, wantErr: "CloseTimeout"},
+		{name: "negative option", cfg: Config{SendBuffer: -1}, wantErr: "socket option"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := tt.cfg.check()
+			if tt.wantErr == "" && err != nil || tt.wantErr != "" && (err == nil || !strings.Contains(err.Error(), tt.wantErr)) {
+				t.Errorf("got %v, want an error about %q", err, tt.wantErr)
+			}
+		})
+	}
+}
+
+func TestWaterMarkDefaults(t *testing.T) {
+	for _, tt := range []struct {
+		cfg             Config
+		recv            int
+		wantLow, wantHi int64
+	}{
+		{Config{}, 1 << 10, 32 << 10, 64 << 10},
+		{Config{}, 64 << 10, 64 << 10, 128 << 10},
+		{Config{}, 1 << 20, 1 << 20, 2 << 20},
+		{Config{HighWater: 1000}, 1 << 20, 500, 1000},
+		{Config{LowWater: 10}, 64 << 10, 10, 128 << 10},
+	} {
+		if low, high := tt.cfg.waterMarks(tt.recv); low != tt.wantLow || high != tt.wantHi {
+			t.Errorf("%+v with %d: got %d, %d, want %d, %d", tt.cfg, tt.recv, low, high, tt.wantLow, tt.wantHi)
+		}
+	}
+}
+
+func TestRecvSize(t *testing.T) {
+	var r recvSize
+	steps := []struct {
+		read, turn int // bytes of a read or of a turn
+		want       int
+	}{
+		{read: 100, want: 64 << 10},
+		{turn: 100, want: 64 << 10},
+		{read: 64 << 10, want: 256 << 10},
+		{read: 64 << 10, want: 256 << 10},
+		{read: 256 << 10, want: 1 << 20},
+		{read: 1 << 20, want: 1 << 20},
+		{turn: 64<<10 + 1, want: 1 << 20},
+		{turn: 100, want: 1 << 20},
+		{turn: 64<<10 + 1, want: 1 << 20}, // starts to count again
+		{turn: 100, want: 1 << 20},
+		{turn: 100, want: 256 << 10},
+		{turn: 100, want: 256 << 10},
+		{turn: 0, want: 64 << 10},
+		{turn: 0, want: 64 << 10},
+	}
+	for i, s := range steps {
+		if s.read > 0 {
+			r.read(s.read)
+		} else {
+			r.turn(s.turn)
+		}
+		if r.size() != s.want {
+			t.Fatalf("step %d: got %d, want %d", i, r.size(), s.want)
+		}
+	}
+}
+
+func TestGatherLimit(t *testing.T) {
+	o := outbound{gather: 8 << 10}
+	for i, s := range []struct{ offered, taken, want int }{
+		{1000, 1000, 8 << 10},
+		{8 << 10, 8 << 10, 16 << 10},
+		{16 << 10, 9 << 10, 16 << 10},
+		{16 << 10, 1, 8 << 10},
+		{4 << 10, 1, 8 << 10},
+		{1 << 20, 1 << 20, maxGather},
+	} {
+		if o.tried(s.offered, s.taken); o.gather != s.want {
+			t.Errorf("step %d: got %d, want %d", i, o.gather, s.want)
+		}
+	}
+}
+
+func TestFIFO(t *testing.T) {
+	var q fifo[int]
+	next, first := 0, 0
+	for round := range 50 {
+		for range round % 7 {
+			q.push(next)
+			next++
+		}
+		if q.n > 0 && (*q.last() != next-1 || *q.first() != first) {
+			t.Fatalf("round %d: got %d to %d, want %d to %d", round, *q.first(), *q.last(), first, next-1)
+		}
+		for range min(q.n, round%5) {
+			*q.first() = 0
+			q.pop()
+			first++
+		}
+	}
+	for q.n > 0 {
+		q.pop()
+	}
+	if q.shrink(); len(q.ring) > keepFIFO {
+		t.Errorf("ring of an empty queue: got %d, want at most %d", len(q.ring), keepFIFO)
+	}
+}
+
+// Slices of one block in a row are charged for it once.
+func TestSharedBlockIsChargedOnce(t *testing.T) {
+	var o outbound
+	b := pooled(letters(60000))
+	pinned := int64(b.Pinned())
+	for range 10 {
+		o.addBuf(b.ReadSlice(6000), nil, nil)
+	}
+	b.Release()
+	if got, want := o.charge, pinned+10*entryCharge; got != want {
+		t.Errorf("charge: got %d, want %d", got, want)
+	}
+	o.advance(59999)
+	if got, want := o.charge, pinned+entryCharge; got != want {
+		t.Errorf("charge of the last slice: got %d, want %d", got, want)
+	}
+	o.advance(1)
+	if o.charge != 0 {
+		t.Errorf("charge when empty: got %d", o.charge)
+	}
+}
+
+// scriptAccept is a listening socket that does what a test says.
+type scriptAccept struct {
+	steps  []error // nil is a connection
+	closed int
+	calls  int
+}
+
+func (s *scriptAccept) accept() (int, net.Addr, error) {
+	s.calls++
+	if len(s.steps) == 0 {
+		return -1, nil, sys.ErrAgain
+	}
+	err := s.steps[0]
+	s.steps = s.steps[1:]
+	if err != nil {
+		return -1, nil, os.NewSyscallError("accept4", err)
+	}
+	fd, err := sys.Socket(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1).To4()})
+	return fd, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}, err
+}
+
+func (s *scriptAccept) close() { s.closed++ }
+
+// Errors of accept do not end a listener: those of one connection are passed over,
+// a lack of something pauses it, with a limited number of log lines.
+func TestAcceptErrors(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	m := eventloop.NewManual()
+	var srv Server
+	srv.Config.Logger = zap.New(core)
+	srv.setUp()
+	k := &scriptAccept{}
+	l := newListener(srv.s, m.Loop(), scriptFD, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	l.sock = k
+	var accepted []pipeline.Channel
+	hold := pipeline.On(func(_ *pipeline.Context, ch *stream) error {
+		accepted = append(accepted, ch)
+		return nil
+	})
+	m.Enter(func() {
+		if err := l.start(func(ch pipeline.Channel) error { return ch.Pipeline().Add(hold) }); err != nil {
+			t.Fatal(err)
+		}
+	})
+	ready := func() { m.Ready(scriptFD, eventloop.EventRead); m.RunUntilIdle() }
+
+	k.steps = []error{syscall.ECONNABORTED, nil, syscall.EPROTO, nil}
+	ready()
+	if len(accepted) != 2 {
+		t.Fatalf("accepted: got %d, want 2", len(accepted))
+	}
+	if logs.Len() != 0 {
+		t.Errorf("logged %v, want nothing", logs.All())
+	}
+	for i, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		k.steps = []error{errno}
+		before := k.calls
+		m.Ready(scriptFD, eventloop.EventRead)
+		m.Advance(maxAcceptBackoff)
+		ready()
+		if k.calls == before {
+			t.Fatalf("%v: not tried again", errno)
+		}
+		if logs.Len() != 1 {
+			t.Errorf("after %d errors in a row: %d log lines, want 1", i+1, logs.Len())
+		}
+	}
+	m.Advance(acceptLogEvery)
+	k.steps = []error{syscall.EMFILE, nil}
+	ready()
+	if logs.Len() != 2 || logs.All()[1].ContextMap()["not_logged"] != int64(3) {
+		t.Errorf("log: got %v, want a second line that counts 3", logs.All())
+	}
+	if ev := l.reg.Interest(); ev != 0 {
+		t.Errorf("interest while pausing: got %v, want none", ev)
+	}
+	m.Advance(maxAcceptBackoff)
+	ready()
+	if len(accepted) != 3 {
+		t.Errorf("accepted in the end: got %d, want 3", len(accepted))
+	}
+	m.Enter(func() { l.Close() })
+	m.RunUntilIdle()
+	if k.closed != 1 || l.Open() {
+		t.Errorf("closed %d times, open %v", k.closed, l.Open())
+	}
+	for _, ch := range accepted {
+		closed := ch.Closed().Done()
+		ch.Close()
+		await(t, closed, "the close of a channel that was never started")
+	}
+	m.Close()
+	if n := len(srv.s.channels); n != 0 {
+		t.Errorf("channels left: got %d, want 0", n)
+	}
+	if !slices.Equal(k.steps, nil) {
+		t.Errorf("steps left: %v", k.steps)
+	}
+}
+
+func TestOpError(t *testing.T) {
+	addr := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 7}
+	err := error(&OpError{Op: "read", Addr: addr, Err: syscall.ECONNRESET})
+	if got, want := err.Error(), "transport: read 127.0.0.1:7: connection reset by peer"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Error("does not match its cause")
+	}
+	if !errors.Is(ErrConnectTimeout, os.ErrDeadlineExceeded) {
+		t.Error("ErrConnectTimeout does not match os.ErrDeadlineExceeded")
+	}
+	var ne net.Error
+	if !errors.As(ErrConnectTimeout, &ne) || !ne.Timeout() {
+		t.Error("ErrConnectTimeout is not a net.Error that timed out")
+	}
+}
