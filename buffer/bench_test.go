@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/runnel-io/runnel/buffer"
 )
@@ -61,14 +62,47 @@ func BenchmarkAlloc(b *testing.B) {
 		b.Run(fmt.Sprintf("make/%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				s := make([]byte, n)
-				escape = s
+				escape = make([]byte, n)
 			}
 		})
 	}
 }
 
 var escape []byte
+
+// BenchmarkRatio takes turns at allocation and release by their owner, sync.Pool and
+// make, and reports the first as a part of the others.
+func BenchmarkRatio(b *testing.B) {
+	const turn = 1000
+	for _, n := range []int{64, 4 << 10, 64 << 10} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := boundCache(b, buffer.PoolConfig{})
+			p := sync.Pool{New: func() any { s := make([]byte, n); return &s }}
+			var spent [3]time.Duration
+			for b.Loop() {
+				start := time.Now()
+				for range turn {
+					c.Alloc(n).Release()
+				}
+				first := time.Now()
+				for range turn {
+					p.Put(p.Get())
+				}
+				second := time.Now()
+				for range turn {
+					escape = make([]byte, n)
+				}
+				spent[0] += first.Sub(start)
+				spent[1] += second.Sub(first)
+				spent[2] += time.Since(second)
+			}
+			b.ReportMetric(float64(spent[0])/float64(b.N*turn), "ns/alloc")
+			b.ReportMetric(float64(spent[0])/float64(spent[1]), "of-sync.Pool")
+			b.ReportMetric(float64(spent[0])/float64(spent[2]), "of-make")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
 
 // A buffer is allocated on one goroutine and released on another.
 func BenchmarkRemoteRelease(b *testing.B) {
@@ -163,12 +197,11 @@ func BenchmarkAccess(b *testing.B) {
 		x.Write(raw)
 		var sum uint32
 		for b.Loop() {
-			y := x
 			for range size / 4 {
-				sum += y.ReadUint32()
+				sum += x.ReadUint32()
 			}
-			y.Clear()
-			y.Commit(len(y.Writable()))
+			x.Clear()
+			x.Commit(len(x.Writable()))
 		}
 		sink = byte(sum)
 	})

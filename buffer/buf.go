@@ -272,10 +272,7 @@ func (b *Buf) DiscardRead() {
 // would have to grow beyond MaxCap, and with ErrOutOfMemory when there is no memory
 // to be had.
 func (b *Buf) EnsureWritable(n int) {
-	if n < 0 {
-		panic(&Error{"EnsureWritable", n, 0, ErrShort})
-	}
-	if b.l-b.q < n {
+	if n < 0 || n > b.l-b.q {
 		b.grow(n)
 	}
 }
@@ -473,6 +470,9 @@ func (b *Buf) allocator() Allocator {
 // and there is more of it, else by moving to other memory. Indices stay as they are.
 func (b *Buf) grow(n int) {
 	b.alive("write")
+	if n < 0 {
+		panic(&Error{"EnsureWritable", n, 0, ErrShort})
+	}
 	need := b.q + n
 	most := b.MaxCap()
 	if need > most || need < 0 {

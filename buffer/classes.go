@@ -21,6 +21,7 @@ const (
 	pageSize   = 1 << pageBits
 	chunkPages = 512
 	chunkSize  = chunkPages * pageSize
+	unitSize   = 1 << 20 // of address space
 )
 
 var (

@@ -171,7 +171,7 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 		p.space = reserve(p.limit)
 	}
 	if p.space != nil {
-		p.limit = min(p.limit, p.space.units*chunkSize)
+		p.limit = min(p.limit, p.space.units*unitSize)
 	}
 	if p.bound = cfg.Cache; p.bound == 0 {
 		p.bound = min(defaultCache, p.limit/8)
@@ -585,7 +585,7 @@ func (p *Pool) newChunk(bytes int) (*chunk, error) {
 	if p.space == nil {
 		c.base = unsafe.Pointer(unsafe.SliceData(make([]byte, bytes)))
 	} else {
-		c.units = (bytes + chunkSize - 1) / chunkSize
+		c.units = (bytes + unitSize - 1) / unitSize
 		if c.slot = p.space.find(c.units); c.slot < 0 {
 			p.dropEmpty(0, math.MaxUint64)
 			p.giveUp()
@@ -593,7 +593,7 @@ func (p *Pool) newChunk(bytes int) (*chunk, error) {
 				return nil, ErrOutOfMemory
 			}
 		}
-		c.base = unsafe.Add(p.space.base, c.slot*chunkSize)
+		c.base = unsafe.Add(p.space.base, c.slot*unitSize)
 		if err := sys.Commit(c.base, uintptr(bytes)); err != nil {
 			p.space.give(c.slot, c.units)
 			return nil, fmt.Errorf("%w: %w", ErrOutOfMemory, err)
@@ -776,7 +776,7 @@ func (p *Pool) settle(doomed []*chunk) {
 // range can be found for on a 32-bit one.
 const maxLimit = 1<<(28+14*(strconv.IntSize/64)) - chunkSize
 
-// A space is a reserved range of addresses in units of chunkSize.
+// A space is a reserved range of addresses in units of unitSize.
 type space struct {
 	base  unsafe.Pointer
 	units int
@@ -815,7 +815,7 @@ func (f *freeSpaces) get(units int) *space {
 // room among others, or less where there is less. It returns nil if there is no
 // room for the limit, or no such thing on this system.
 func reserve(limit int) *space {
-	least := limit/chunkSize + 2
+	least := limit/unitSize + 2*chunkSize/unitSize
 	if s := spaces.get(least); s != nil {
 		return s
 	}
@@ -824,7 +824,7 @@ func reserve(limit int) *space {
 		most = least + least/2
 	}
 	for units := most; units >= least; units = max(units/2, least) {
-		if base, err := sys.Reserve(uintptr(units) * chunkSize); err == nil {
+		if base, err := sys.Reserve(uintptr(units) * unitSize); err == nil {
 			return &space{base: base, units: units, taken: make([]uint64, (units+63)/64)}
 		}
 		if units == least {
@@ -838,6 +838,11 @@ func reserve(limit int) *space {
 func (s *space) find(units int) int {
 	run := 0
 	for i := s.low; i < s.units; i++ {
+		if i%64 == 0 && s.taken[i/64] == math.MaxUint64 {
+			run = 0
+			i += 63
+			continue
+		}
 		if s.taken[i/64]&(1<<(i%64)) != 0 {
 			run = 0
 			continue
