@@ -247,8 +247,8 @@ func TestAcceptErrors(t *testing.T) {
 		await(t, closed, "the close of a channel that was never started")
 	}
 	m.Close()
-	if n := len(srv.s.channels); n != 0 {
-		t.Errorf("channels left: got %d, want 0", n)
+	if err := srv.Shutdown(t.Context()); err != nil { // waits until none is left
+		t.Errorf("Shutdown: %v", err)
 	}
 	if !slices.Equal(k.steps, nil) {
 		t.Errorf("steps left: %v", k.steps)
