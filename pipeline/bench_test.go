@@ -32,7 +32,9 @@ type bystander struct{ n int }
 func (b *bystander) HandleRemoved(*pipeline.Context) { b.n++ }
 
 // link is what a chain without a pipeline is made of.
-type link interface{ handle(next chain, msg any) error }
+type link interface {
+	handle(next chain, msg any) error
+}
 
 type chain []link
 

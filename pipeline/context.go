@@ -73,15 +73,30 @@ func (c *Context) Removed() bool { return c.removed.Load() }
 // FireRead passes a message on to the next ReadHandler.
 func (c *Context) FireRead(msg any) {
 	p := c.p
-	if !p.loop.InLoop() {
-		p.base.post(op{kind: opFireRead, c: c, msg: msg})
+	if !p.loop.InLoop() || !p.guarded() {
+		c.enterRead(msg)
 		return
 	}
-	if !p.guarded() {
-		p.guardedRead(c.nextRead, msg)
+	// As Pipeline.read, without the call: a processor predicts only so many returns.
+	next := c.nextRead
+	for next.mask&maskRead == 0 {
+		next = next.next
+	}
+	prev := p.cur
+	p.cur = next
+	if err := next.reader.HandleRead(next, msg); err != nil {
+		p.failedAt(next, err)
+	}
+	p.cur = prev
+}
+
+// enterRead is FireRead where the pipeline is entered.
+func (c *Context) enterRead(msg any) {
+	if c.p.loop.InLoop() {
+		c.p.guardedRead(c.nextRead, msg)
 		return
 	}
-	p.read(c.nextRead, msg)
+	c.p.base.post(op{kind: opFireRead, c: c, msg: msg})
 }
 
 // FireEvent passes a user event on to the next EventHandler.
@@ -174,16 +189,22 @@ func (c *Context) WriteThen(msg any, then func(error)) { c.ForwardWrite(msg, c.p
 // nil.
 func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {
 	pl := c.p
-	if !pl.loop.InLoop() {
-		pl.base.postWrite(c, msg, p)
+	if !pl.loop.InLoop() || !pl.guarded() {
+		c.enterWrite(msg, p)
 		return
 	}
 	pl.base.touch()
-	if !pl.guarded() {
-		pl.guardedWrite(c.prevWrite, msg, p)
+	pl.write(c.prevWrite, msg, p)
+}
+
+// enterWrite is ForwardWrite where the pipeline is entered.
+func (c *Context) enterWrite(msg any, p *eventloop.Promise) {
+	if c.p.loop.InLoop() {
+		c.p.base.touch()
+		c.p.guardedWrite(c.prevWrite, msg, p)
 		return
 	}
-	pl.write(c.prevWrite, msg, p)
+	c.p.base.postWrite(c, msg, p)
 }
 
 func (p *Pipeline) guardedWrite(c *Context, msg any, pr *eventloop.Promise) {

@@ -77,8 +77,8 @@ type ErrorHandler interface {
 }
 
 // AddedHandler is called once when the handler has been added, before any event
-// reaches it. An error removes it again and goes to HandleError. Netty:
-// handlerAdded.
+// reaches it. An error removes it again, goes to HandleError from the head on, and is
+// what Add returns. Netty: handlerAdded.
 type AddedHandler interface {
 	HandleAdded(c *Context) error
 }

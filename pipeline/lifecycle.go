@@ -5,7 +5,8 @@ type lifecycle uint8
 
 const (
 	fresh      lifecycle = iota // made, not yet on its loop
-	registered                  // on its loop, HandleActive not fired
+	starting                    // on its loop, Init is under way
+	registered                  // HandleRegistered fired, HandleActive not
 	active                      // HandleActive fired
 	closed                      // the descriptor is gone
 )
@@ -26,6 +27,15 @@ func (s *lifecycle) register() bool {
 	if *s != fresh {
 		return false
 	}
+	*s = starting
+	return true
+}
+
+// started reports whether HandleRegistered is to be fired.
+func (s *lifecycle) started() bool {
+	if *s != starting {
+		return false
+	}
 	*s = registered
 	return true
 }
@@ -42,7 +52,7 @@ func (s *lifecycle) activate() bool {
 // close reports what is owed. A second close owes nothing.
 func (s *lifecycle) close() (o owed) {
 	switch *s {
-	case fresh:
+	case fresh, starting:
 		o = owesEnd
 	case registered:
 		o = owesUnregistered | owesEnd
@@ -54,8 +64,8 @@ func (s *lifecycle) close() (o owed) {
 	return o
 }
 
-// Register starts the channel on its loop: init, which adds the handlers, then
-// HandleRegistered. An error or a panic of init closes the channel; Register
+// Register starts the channel on its loop: init, which adds the handlers and may be
+// nil, then HandleRegistered. An error or a panic of init closes the channel; Register
 // returns it. Loop-only, once.
 func (b *Base) Register(init func(Channel) error) error {
 	b.onLoop()
@@ -66,7 +76,7 @@ func (b *Base) Register(init func(Channel) error) error {
 	if err := b.pl.runInit(init); err != nil {
 		return err
 	}
-	if b.life.is(registered) {
+	if b.life.started() {
 		b.pl.notifyFromHead(maskRegistered)
 	}
 	return nil

@@ -62,8 +62,8 @@ func (p *Pipeline) Channel() Channel { return p.base.self }
 
 // Add appends handlers at the tail, named by their types. A [Maker] is asked for a
 // handler of this pipeline. Nothing is added if one of them is not a handler. If a
-// HandleAdded fails, that handler is removed again, the error goes to the HandleError
-// of the handlers after it and is returned, and the rest are not added.
+// HandleAdded fails, that handler is removed again, the error goes to HandleError, from
+// the head on, and is returned, and the handlers after it are not added.
 func (p *Pipeline) Add(handlers ...any) error {
 	return p.addAll(handlers, func(*Context) *Context { return p.tail.prev })
 }
@@ -337,12 +337,11 @@ func (p *Pipeline) callAdded(c *Context) (err error) {
 			return
 		}
 		err = fmt.Errorf("pipeline: adding handler %q: %w", c.Name(), err)
-		next := c.next
 		if broken {
 			p.exiting = v == nil && p.depth > 0
 			defer p.base.core.DoClose(CloseNow, err)
 		}
-		defer p.guardedErrorFrom(next, c, err)
+		defer p.reportAdded(c, err)
 		defer p.unlink(c)
 		p.resume(frames, err)
 	}()
@@ -351,6 +350,9 @@ func (p *Pipeline) callAdded(c *Context) (err error) {
 	p.normal = true
 	return err
 }
+
+// reportAdded reports that c could not be added, to all: it has no place any more.
+func (p *Pipeline) reportAdded(c *Context, err error) { p.guardedErrorFrom(p.head.next, c, err) }
 
 // link puts c behind at.
 func (p *Pipeline) link(c, at *Context) {
@@ -459,7 +461,7 @@ func (p *Pipeline) read(c *Context, msg any) {
 	prev := p.cur
 	p.cur = c
 	if err := c.reader.HandleRead(c, msg); err != nil {
-		p.errorAt(c, c, err)
+		p.failedAt(c, err)
 	}
 	p.cur = prev
 }
@@ -471,10 +473,15 @@ func (p *Pipeline) event(c *Context, ev any) {
 	prev := p.cur
 	p.cur = c
 	if err := c.handler.(EventHandler).HandleEvent(c, ev); err != nil {
-		p.errorAt(c, c, err)
+		p.failedAt(c, err)
 	}
 	p.cur = prev
 }
+
+// failedAt delivers an error of the handler of c, to its own HandleError first.
+//
+//go:noinline
+func (p *Pipeline) failedAt(c *Context, err error) { p.errorAt(c, c, err) }
 
 // errorAt delivers err, which came from the handler of from, to the first
 // HandleError from c on, c's own included.
@@ -511,7 +518,7 @@ func (p *Pipeline) notify(c *Context, ev mask) {
 		p.cur = c
 		p.frames = append(p.frames, frame{c: c, ev: own})
 		if err := c.notify(m); err != nil {
-			p.errorAt(c, c, err)
+			p.failedAt(c, err)
 		}
 		p.cur = prev
 		p.cut(n)

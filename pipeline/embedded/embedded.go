@@ -19,12 +19,14 @@ import (
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
+	"go.uber.org/zap"
 )
 
 // Config sets how an embedded channel behaves. The zero value is ready to use.
 type Config struct {
 	Allocator   buffer.Allocator  // nil: buffer.Default
 	Parent      pipeline.Channel  // what Parent returns
+	Logger      *zap.Logger       // nil discards
 	ManualRead  bool              // start with AutoRead off
 	ManualFlush bool              // flush only when asked
 	HighWater   int64             // pinned bytes; 0 means 64 KiB
@@ -98,6 +100,7 @@ func NewConfig(cfg Config, handlers ...any) *Channel {
 		Loop:        ch.man.Loop(),
 		Parent:      cfg.Parent,
 		Allocator:   cfg.Allocator,
+		Logger:      cfg.Logger,
 		ManualRead:  cfg.ManualRead,
 		ManualFlush: cfg.ManualFlush,
 		HighWater:   cfg.HighWater,
