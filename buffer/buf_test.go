@@ -2,6 +2,7 @@ package buffer_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -160,6 +161,48 @@ func TestIntegers(t *testing.T) {
 			}
 			b.Release()
 		})
+	}
+}
+
+// Every index, by the fast path and by the slow one.
+func TestIndices(t *testing.T) {
+	p := make([]byte, 40)
+	for i := range p {
+		p[i] = byte(i*37 + 1)
+	}
+	b := buffer.FromBytes(p)
+	defer b.Release()
+	for range 2 { // the first access brings the fast path up to date
+		for i := range p {
+			tail := append(bytes.Clone(p[i:]), make([]byte, 8)...)
+			if got := b.Uint8At(i); got != p[i] {
+				t.Errorf("Uint8At(%d): got %x, want %x", i, got, p[i])
+			}
+			if i+2 <= len(p) {
+				if got, want := b.Uint16At(i), binary.BigEndian.Uint16(tail); got != want {
+					t.Errorf("Uint16At(%d): got %x, want %x", i, got, want)
+				}
+				if got, want := b.Uint16AtLE(i), binary.LittleEndian.Uint16(tail); got != want {
+					t.Errorf("Uint16AtLE(%d): got %x, want %x", i, got, want)
+				}
+			}
+			if i+4 <= len(p) {
+				if got, want := b.Uint32At(i), binary.BigEndian.Uint32(tail); got != want {
+					t.Errorf("Uint32At(%d): got %x, want %x", i, got, want)
+				}
+				if got, want := b.Uint32AtLE(i), binary.LittleEndian.Uint32(tail); got != want {
+					t.Errorf("Uint32AtLE(%d): got %x, want %x", i, got, want)
+				}
+			}
+			if i+8 <= len(p) {
+				if got, want := b.Uint64At(i), binary.BigEndian.Uint64(tail); got != want {
+					t.Errorf("Uint64At(%d): got %x, want %x", i, got, want)
+				}
+				if got, want := b.Uint64AtLE(i), binary.LittleEndian.Uint64(tail); got != want {
+					t.Errorf("Uint64AtLE(%d): got %x, want %x", i, got, want)
+				}
+			}
+		}
 	}
 }
 
@@ -517,8 +560,9 @@ func (h *holder) Release() bool { h.n--; return h.n == 0 }
 
 func TestMessages(t *testing.T) {
 	b := buffer.FromString("x")
+	r := buffer.NewFileRegion(openTemp(t, "x"), 0, 1)
 	h := &holder{1}
-	for _, msg := range []any{b, h} {
+	for _, msg := range []any{b, r, h} {
 		if buffer.Retain(msg) != msg {
 			t.Errorf("Retain of %T does not return it", msg)
 		}

@@ -133,6 +133,29 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// Memory that is empty in one shape makes room for another.
+func TestEmptyMemoryMakesRoom(t *testing.T) {
+	const limit = 16 << 20
+	c := boundCache(t, buffer.PoolConfig{Limit: limit, Retain: limit})
+	for _, size := range []int{1 << 10, 3 << 20, 500 << 10, 12 << 20, 64} {
+		var held []*buffer.Buf
+		for sum := 0; sum < limit*2/3; {
+			b, err := c.TryAlloc(size)
+			if err != nil {
+				t.Fatalf("size %d: %v after %d bytes", size, err, sum)
+			}
+			sum += b.Cap()
+			held = append(held, b)
+		}
+		for _, b := range held {
+			b.Release()
+		}
+		if s := buffer.PoolOf(c).Stats(); s.Mapped > limit+4<<20 {
+			t.Errorf("size %d: got %d bytes mapped, want at most a chunk above the limit", size, s.Mapped)
+		}
+	}
+}
+
 // After everything is released nothing is in use; what is empty goes to the system
 // after the grace period, and at once beyond the bound.
 func TestMemoryGoesBack(t *testing.T) {
