@@ -592,6 +592,23 @@ func TestLingeringClose(t *testing.T) {
 	}
 }
 
+// A peer that has nothing to say is not waited for longer than it takes it to
+// acknowledge what it was sent.
+func TestLingeringEndsWithTheAcknowledgement(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{CloseTimeout: time.Hour}})
+	r.k.left = true
+	r.do(func() { r.Write(pooled("bye")); r.Close() })
+	r.m.Advance(time.Minute)
+	if r.k.closes != 0 {
+		t.Fatalf("closes: got %d before the acknowledgement, want 0", r.k.closes)
+	}
+	r.k.left = false
+	r.m.Advance(lingerCheck)
+	if r.k.closes != 1 {
+		t.Errorf("closes: got %d after it, want 1", r.k.closes)
+	}
+}
+
 func TestReset(t *testing.T) {
 	r := newRig(t, rigConfig{})
 	r.log = nil

@@ -66,6 +66,9 @@ type stream struct {
 	shutWrite  *eventloop.Promise // of CloseWrite
 	closeTimer *eventloop.Timer
 	closeSent  uint64 // out.sent when closeTimer was last armed
+
+	lingerEnd time.Time // when lingering is over at the latest
+	heard     bool      // the peer has sent something since lingering began
 }
 
 const (
@@ -76,6 +79,8 @@ const (
 	moreLimit = 64 << 10
 	// starvedRetry is when a channel that found no memory for reading tries again.
 	starvedRetry = 20 * time.Millisecond
+	// lingerCheck is how often a lingering channel looks whether it still has to.
+	lingerCheck = 100 * time.Millisecond
 )
 
 // newStream makes a channel on loop. fd is -1 for one that is to connect.
@@ -535,13 +540,15 @@ func (s *stream) shutdownOutput() {
 // closeEmpty closes a channel whose queue has left. A TCP socket that is closed
 // with bytes unread resets the connection, and what the peer has not read yet is
 // lost; so if there is something in the kernel in either direction, the sending
-// side is closed first and the peer's last words are waited for, and dropped.
+// side is closed first and the peer's last words are waited for, and dropped. A peer
+// that says nothing is waited for only until it has acknowledged what was sent.
 func (s *stream) closeEmpty() {
 	if s.inputShut || !s.sock.unfinished() || s.sock.shutdownWrite() != nil {
 		s.closeNow(false, s.reason)
 		return
 	}
 	s.at = streamLingering
+	s.lingerEnd = s.Loop().Now().Add(s.cfg.CloseTimeout)
 	s.armCloseTimer()
 	s.updateInterest()
 }
@@ -563,6 +570,7 @@ func (s *stream) discard() {
 			s.closeNow(false, s.reason)
 			return
 		}
+		s.heard = true
 		if n < recvSizes[0] {
 			return
 		}
@@ -575,7 +583,11 @@ func (s *stream) armCloseTimer() {
 		s.closeTimer.Stop()
 	}
 	s.closeSent = s.out.sent
-	s.closeTimer = s.Loop().Schedule(s.cfg.CloseTimeout, s.closeTimedOut)
+	d := s.cfg.CloseTimeout
+	if s.at == streamLingering {
+		d = min(d, lingerCheck)
+	}
+	s.closeTimer = s.Loop().Schedule(d, s.closeTimedOut)
 }
 
 func (s *stream) closeTimedOut() {
@@ -588,6 +600,10 @@ func (s *stream) closeTimedOut() {
 		}
 		s.closeNow(true, ErrCloseTimeout)
 	case streamLingering:
+		if s.Loop().Now().Before(s.lingerEnd) && (s.heard || s.sock.unfinished()) {
+			s.armCloseTimer()
+			return
+		}
 		s.closeNow(false, s.reason)
 	case streamNew, streamConnecting, streamOpen, streamClosed:
 	}
