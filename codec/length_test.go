@@ -1,0 +1,365 @@
+package codec_test
+
+import (
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/codec"
+	"github.com/runnel-io/runnel/codec/codectest"
+	"github.com/runnel-io/runnel/pipeline"
+	"github.com/runnel-io/runnel/pipeline/embedded"
+)
+
+func TestLengthField(t *testing.T) {
+	long := strings.Repeat("0123456789abcdef", 64) // 1 KiB
+	tests := []struct {
+		name    string
+		cfg     codec.LengthField
+		in      string
+		want    []string
+		wantErr error
+	}{
+		{name: "nothing", cfg: codec.LengthField{Width: 2}},
+		{name: "empty frame", cfg: codec.LengthField{Width: 2}, in: "\x00\x00", want: []string{""}},
+		{name: "empty frames", cfg: codec.LengthField{Width: 1}, in: "\x00\x00\x00", want: []string{"", "", ""}},
+		{name: "two frames in one read", cfg: codec.LengthField{Width: 2}, in: "\x00\x01a\x00\x02bc", want: []string{"a", "bc"}},
+		{name: "large frames", cfg: codec.LengthField{Width: 2}, in: "\x04\x00" + long + "\x00\x01x\x04\x00" + long, want: []string{long, "x", long}},
+		{name: "unfinished header", cfg: codec.LengthField{Width: 4}, in: "\x00\x00\x00\x01a\x00\x00", want: []string{"a"}},
+		{name: "unfinished frame", cfg: codec.LengthField{Width: 1}, in: "\x01a\x02b", want: []string{"a"}},
+		{name: "zero configuration", in: "\x00\x00\x00\x03abc", want: []string{"abc"}},
+
+		{name: "width 1", cfg: codec.LengthField{Width: 1}, in: "\x03abc", want: []string{"abc"}},
+		{name: "width 3", cfg: codec.LengthField{Width: 3}, in: "\x00\x00\x03abc", want: []string{"abc"}},
+		{name: "width 8", cfg: codec.LengthField{Width: 8}, in: "\x00\x00\x00\x00\x00\x00\x00\x03abc", want: []string{"abc"}},
+		{name: "width 1 little endian", cfg: codec.LengthField{Width: 1, LittleEndian: true}, in: "\x03abc", want: []string{"abc"}},
+		{name: "width 2 little endian", cfg: codec.LengthField{Width: 2, LittleEndian: true}, in: "\x03\x00abc", want: []string{"abc"}},
+		{name: "width 3 little endian", cfg: codec.LengthField{Width: 3, LittleEndian: true}, in: "\x00\x04\x00" + long, want: []string{long}},
+		{name: "width 4 little endian", cfg: codec.LengthField{Width: 4, LittleEndian: true}, in: "\x03\x00\x00\x00abc", want: []string{"abc"}},
+		{name: "width 8 little endian", cfg: codec.LengthField{Width: 8, LittleEndian: true}, in: "\x03\x00\x00\x00\x00\x00\x00\x00abc", want: []string{"abc"}},
+
+		{name: "length counts itself", cfg: codec.LengthField{Width: 2, Adjustment: -2}, in: "\x00\x05abc\x00\x02", want: []string{"abc", ""}},
+		{name: "offset", cfg: codec.LengthField{Width: 1, Offset: 2}, in: "hh\x03abchh\x01d", want: []string{"abc", "d"}},
+		{name: "offset kept", cfg: codec.LengthField{Width: 1, Offset: 2, Strip: -1}, in: "hh\x03abchh\x01d", want: []string{"hh\x03abc", "hh\x01d"}},
+		{name: "strip part of the header", cfg: codec.LengthField{Width: 1, Offset: 2, Strip: 2}, in: "hh\x03abc", want: []string{"\x03abc"}},
+		{name: "strip part of the payload", cfg: codec.LengthField{Width: 1, Strip: 3}, in: "\x03abc\x02de", want: []string{"c", ""}},
+		{name: "adjustment for a trailer", cfg: codec.LengthField{Width: 1, Adjustment: 2}, in: "\x01acc\x00cc", want: []string{"acc", "cc"}},
+		{name: "length of everything", cfg: codec.LengthField{Width: 1, Offset: 1, Adjustment: -2, Strip: -1}, in: "h\x05abch\x02", want: []string{"h\x05abc", "h\x02"}},
+
+		{name: "the limit counts the payload", cfg: codec.LengthField{Width: 2, Max: 3}, in: "\x00\x03abc\x00\x04abcd\x00\x01a", want: []string{"abc"}, wantErr: codec.ErrFrameTooLong},
+		{name: "length over the limit", cfg: codec.LengthField{Width: 2, Max: 100}, in: "\xff\xff", wantErr: codec.ErrFrameTooLong},
+		{name: "the limit counts the adjusted payload", cfg: codec.LengthField{Width: 1, Max: 3, Adjustment: 2}, in: "\x01abc\x02abcd", want: []string{"abc"}, wantErr: codec.ErrFrameTooLong},
+		{name: "negative in 4 bytes", cfg: codec.LengthField{Width: 4}, in: "\xff\xff\xff\xff", wantErr: codec.ErrFrameTooLong},
+		{name: "2 GiB announced", cfg: codec.LengthField{Width: 4}, in: "\x80\x00\x00\x00aaaa", wantErr: codec.ErrFrameTooLong},
+		{name: "negative in 8 bytes", cfg: codec.LengthField{Width: 8}, in: "\xff\xff\xff\xff\xff\xff\xff\xff", wantErr: codec.ErrCorruptedFrame},
+		{name: "8 bytes near the largest", cfg: codec.LengthField{Width: 8, Adjustment: 8}, in: "\x7f\xff\xff\xff\xff\xff\xff\xf8abc", wantErr: codec.ErrFrameTooLong},
+		{name: "8 bytes near the largest, little endian", cfg: codec.LengthField{Width: 8, Adjustment: 1, LittleEndian: true}, in: "\xff\xff\xff\xff\xff\xff\xff\x7fabc", wantErr: codec.ErrFrameTooLong},
+		{name: "shorter than its header", cfg: codec.LengthField{Width: 2, Adjustment: -2}, in: "\x00\x03a\x00\x01b", want: []string{"a"}, wantErr: codec.ErrCorruptedFrame},
+		{name: "shorter than what is stripped", cfg: codec.LengthField{Width: 1, Strip: 3}, in: "\x03abc\x01a\x03abc", want: []string{"c"}, wantErr: codec.ErrCorruptedFrame},
+		{name: "nothing after an error", cfg: codec.LengthField{Width: 1, Max: 2}, in: "\x01a\x05\x01b\x01c", want: []string{"a"}, wantErr: codec.ErrFrameTooLong},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			codectest.Verify(t, func() any { return tt.cfg }, tt.in, tt.want, tt.wantErr)
+		})
+	}
+}
+
+func TestLengthFieldRefusesImpossibleConfigurations(t *testing.T) {
+	for _, cfg := range []codec.LengthField{
+		{Width: 5}, {Width: 6}, {Width: 9}, {Width: -1}, {Offset: -1}, {Max: -1}, {Strip: -2},
+		{Max: math.MaxInt32}, {Offset: math.MaxInt32},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%+v: got a handler, want a panic", cfg)
+				}
+			}()
+			cfg.NewHandler()
+		}()
+	}
+}
+
+// What is wrong with a frame is said, and nothing is allocated for it.
+func TestFrameErrorSaysTheLength(t *testing.T) {
+	pool, err := buffer.NewPool(buffer.PoolConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got error
+	ch := embedded.NewConfig(embedded.Config{Allocator: pool}, codec.LengthField{Width: 4, Max: 1000}, pipeline.OnError(func(_ *pipeline.Context, err error) { got = err }))
+	before := pool.Stats().InUse
+	ch.WriteInbound(buffer.FromString("\x80\x00\x00\x00 and so on"))
+	if n := pool.Stats().InUse; n != before {
+		t.Errorf("got %d bytes of the pool in use, want %d as before the frame", n, before)
+	}
+	var fe *codec.FrameError
+	if !errors.As(got, &fe) || fe.Length != 1<<31 || fe.Max != 1000 || !errors.Is(got, codec.ErrFrameTooLong) {
+		t.Errorf("got error %v, want a FrameError with length %d, maximum 1000", got, 1<<31)
+	}
+	if ch.Open() {
+		t.Error("the channel is open after a frame that is too long, want it closed")
+	}
+	ch.Finish()
+	if err := pool.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLengthFieldPrepends(t *testing.T) {
+	tests := []struct {
+		name string
+		cfg  codec.LengthField
+		msg  any      // a function makes the message
+		want []string // messages at the head
+	}{
+		{"a Buf is not copied", codec.LengthField{Width: 4}, func() any { return buffer.FromString("abc") }, []string{"\x00\x00\x00\x03", "abc"}},
+		{"an empty Buf", codec.LengthField{Width: 2}, func() any { return buffer.FromString("") }, []string{"\x00\x00", ""}},
+		{"bytes", codec.LengthField{Width: 2}, []byte("abc"), []string{"\x00\x03abc"}},
+		{"a string", codec.LengthField{Width: 2}, "abc", []string{"\x00\x03abc"}},
+		{"width 1", codec.LengthField{Width: 1}, "abc", []string{"\x03abc"}},
+		{"width 3", codec.LengthField{Width: 3}, strings.Repeat("a", 0x10203), []string{"\x01\x02\x03" + strings.Repeat("a", 0x10203)}},
+		{"width 8", codec.LengthField{Width: 8}, "abc", []string{"\x00\x00\x00\x00\x00\x00\x00\x03abc"}},
+		{"width 1 little endian", codec.LengthField{Width: 1, LittleEndian: true}, "abc", []string{"\x03abc"}},
+		{"width 2 little endian", codec.LengthField{Width: 2, LittleEndian: true}, "abc", []string{"\x03\x00abc"}},
+		{"width 3 little endian", codec.LengthField{Width: 3, LittleEndian: true}, strings.Repeat("a", 0x10203), []string{"\x03\x02\x01" + strings.Repeat("a", 0x10203)}},
+		{"width 4 little endian", codec.LengthField{Width: 4, LittleEndian: true}, "abc", []string{"\x03\x00\x00\x00abc"}},
+		{"width 8 little endian", codec.LengthField{Width: 8, LittleEndian: true}, "abc", []string{"\x03\x00\x00\x00\x00\x00\x00\x00abc"}},
+		{"length counts itself", codec.LengthField{Width: 2, Adjustment: -2}, "abc", []string{"\x00\x05abc"}},
+		{"whole frames are left alone", codec.LengthField{Width: 2, Strip: -1}, "\x00\x03abc", []string{"\x00\x03abc"}},
+		{"frames with an offset are left alone", codec.LengthField{Width: 2, Offset: 1}, "h\x00\x03abc", []string{"h\x00\x03abc"}},
+		{"other messages pass", codec.LengthField{Width: 2}, 42, []string{"42"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ch := embedded.New(tt.cfg)
+			msg := tt.msg
+			if f, ok := msg.(func() any); ok {
+				msg = f()
+			}
+			ch.WriteOutbound(msg)
+			if got := outbound(ch); !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			finish(t, ch)
+		})
+	}
+}
+
+// The body of a frame leaves as the Buf that was written.
+func TestLengthFieldDoesNotCopyTheBody(t *testing.T) {
+	ch := embedded.New(codec.LengthField{Width: 4})
+	body := buffer.FromString(strings.Repeat("x", 4096))
+	ch.WriteOutbound(body)
+	buffer.Release(ch.ReadOutbound())
+	if got := ch.ReadOutbound(); got != body {
+		t.Errorf("got %v as the body, want the Buf that was written", got)
+	}
+	body.Release()
+	finish(t, ch)
+}
+
+func TestLengthFieldPrependsToARegion(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte("0123456789"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	region := buffer.NewFileRegion(f, 2, 5)
+	ch := embedded.New(codec.LengthField{Width: 2})
+	ch.WriteOutbound(region)
+	head := ch.ReadOutbound().(*buffer.Buf)
+	if got, want := head.ReadString(head.Len()), "\x00\x05"; got != want {
+		t.Errorf("got header %q, want %q", got, want)
+	}
+	head.Release()
+	if got := ch.ReadOutbound(); got != region {
+		t.Errorf("got %v as the body, want the region that was written", got)
+	}
+	region.Release()
+	finish(t, ch)
+}
+
+// The completion of a write is that of its last message.
+func TestLengthFieldCompletesWithTheBody(t *testing.T) {
+	for _, msg := range []func() any{
+		func() any { return buffer.FromString("abc") },
+		func() any { return "abc" },
+		func() any { return []byte("abc") },
+	} {
+		var before, after []string
+		ch := embedded.New(
+			pipeline.OnWrite(func(c *pipeline.Context, b *buffer.Buf, p *completion) error {
+				if p != nil {
+					before = append(before, text(b))
+				}
+				c.ForwardWrite(b, p)
+				return nil
+			}),
+			codec.LengthField{Width: 2},
+		)
+		ch.Hold(true)
+		ch.Do(func() {
+			ch.WriteThen(msg(), func(err error) {
+				if err != nil {
+					t.Errorf("got completion %v, want nil", err)
+				}
+				after = append(after, "done")
+			})
+		})
+		if len(after) != 0 {
+			t.Error("the write completed before its messages left")
+		}
+		ch.Hold(false)
+		if len(before) != 1 || !strings.HasSuffix(before[0], "abc") || len(after) != 1 {
+			t.Errorf("got the promise with %q and %d completions, want it with the body alone and 1", before, len(after))
+		}
+		outbound(ch)
+		finish(t, ch)
+	}
+}
+
+// A payload that the width cannot express fails its write, and only that.
+func TestLengthFieldOverflowFailsTheWrite(t *testing.T) {
+	tests := []struct {
+		name string
+		cfg  codec.LengthField
+		msg  func() any
+		want error
+	}{
+		{"a Buf", codec.LengthField{Width: 1}, func() any { return buffer.FromString(strings.Repeat("x", 256)) }, codec.ErrFrameTooLong},
+		{"a string", codec.LengthField{Width: 1}, func() any { return strings.Repeat("x", 256) }, codec.ErrFrameTooLong},
+		{"bytes", codec.LengthField{Width: 2}, func() any { return make([]byte, 1<<16) }, codec.ErrFrameTooLong},
+		{"the field counts itself", codec.LengthField{Width: 1, Adjustment: -1}, func() any { return strings.Repeat("x", 255) }, codec.ErrFrameTooLong},
+		{"less than the adjustment", codec.LengthField{Width: 1, Adjustment: 2}, func() any { return "x" }, codec.ErrCorruptedFrame},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ch := embedded.New(tt.cfg)
+			var got error
+			ch.Do(func() { ch.WriteThen(tt.msg(), func(err error) { got = err }) })
+			if !errors.Is(got, tt.want) {
+				t.Errorf("got completion %v, want %v", got, tt.want)
+			}
+			ch.WriteOutbound(tt.msg()) // nobody asks for this one
+			if err := ch.CheckError(); !errors.Is(err, tt.want) {
+				t.Errorf("got error %v, want %v", err, tt.want)
+			}
+			if got := outbound(ch); len(got) != 0 {
+				t.Errorf("got %q written, want nothing", got)
+			}
+			ch.WriteOutbound("ok")
+			if got := outbound(ch); len(got) != 1 {
+				t.Errorf("got %q written after the failure, want one frame", got)
+			}
+			finish(t, ch)
+		})
+	}
+}
+
+// What one side writes the other reads.
+func TestLengthFieldBothWays(t *testing.T) {
+	for _, width := range []int{1, 2, 3, 4, 8} {
+		for _, little := range []bool{false, true} {
+			for _, adjust := range []int{0, -width} {
+				cfg := codec.LengthField{Width: width, LittleEndian: little, Adjustment: adjust}
+				a, b := embedded.New(cfg), embedded.New(cfg)
+				want := []string{"", "x", strings.Repeat("y", 200)}
+				for _, s := range want {
+					a.WriteOutbound(s)
+				}
+				for m := a.ReadOutbound(); m != nil; m = a.ReadOutbound() {
+					b.WriteInbound(m)
+				}
+				if got := inbound(b); !slices.Equal(got, want) {
+					t.Errorf("%+v: got %q, want %q", cfg, got, want)
+				}
+				finish(t, a)
+				finish(t, b)
+			}
+		}
+	}
+}
+
+// A frame that is kept does not keep a receive buffer alive for a few bytes, and a
+// large one is not copied.
+func TestFramesPinWhatTheyNeed(t *testing.T) {
+	ch := embedded.New(codec.LengthField{Width: 2})
+	in := ch.Alloc().Alloc(64 << 10)
+	in.WriteString("\x00\x05small\x20\x00")
+	in.WriteString(strings.Repeat("L", 0x2000))
+	in.WriteString("\x00\x05again")
+	whole := in.Duplicate()
+	ch.WriteInbound(in)
+	small, large, again := ch.ReadInbound().(*buffer.Buf), ch.ReadInbound().(*buffer.Buf), ch.ReadInbound().(*buffer.Buf)
+	for _, b := range []*buffer.Buf{small, again} {
+		if b.SharesMemory(whole) || b.Pinned() > 512 {
+			t.Errorf("a frame of %d bytes pins %d, want a copy", b.Len(), b.Pinned())
+		}
+	}
+	if !large.SharesMemory(whole) {
+		t.Errorf("a frame of %d bytes was copied, want a slice", large.Len())
+	}
+	for _, b := range []*buffer.Buf{small, large, again, whole} {
+		b.Release()
+	}
+	finish(t, ch)
+}
+
+// However the stream is cut, the frames and the error are the same.
+func FuzzLengthField(f *testing.F) {
+	f.Add([]byte("\x00\x03abc\x00\x00"), uint8(1), uint8(1))
+	f.Add([]byte("\x00\x03abc\xff\xff"), uint8(3), uint8(0x41))
+	f.Add([]byte("\x7f\xff\xff\xff\xff\xff\xff\xff"), uint8(7), uint8(0x94))
+	f.Fuzz(func(t *testing.T, stream []byte, step, shape uint8) {
+		cfg := codec.LengthField{
+			Width:        []int{1, 2, 3, 4, 8}[shape%5],
+			Max:          300,
+			Offset:       int(shape >> 3 & 3),
+			Adjustment:   int(shape>>5&3) * 2,
+			LittleEndian: shape>>7 == 1,
+		}
+		if shape>>4&1 == 1 {
+			cfg.Adjustment, cfg.Strip = -cfg.Adjustment, 5-int(shape>>5&3)*2
+		}
+		same(t, cfg, stream, int(step)+1)
+	})
+}
+
+// same checks that a decoder makes the same of a stream fed whole and in steps.
+func same(t *testing.T, cfg any, stream []byte, step int) {
+	t.Helper()
+	want, wantErr := decode(cfg, stream, len(stream)+1)
+	got, err := decode(cfg, stream, step)
+	if !slices.Equal(got, want) || !sameError(err, wantErr) {
+		t.Fatalf("%+v, step %d: got %q, %v; want %q, %v", cfg, step, got, err, want, wantErr)
+	}
+	if n := buffer.Live(); n != 0 {
+		t.Fatalf("%+v, step %d: got %d live Bufs, want none", cfg, step, n)
+	}
+}
+
+func sameError(a, b error) bool {
+	return errors.Is(a, codec.ErrFrameTooLong) == errors.Is(b, codec.ErrFrameTooLong) &&
+		errors.Is(a, codec.ErrCorruptedFrame) == errors.Is(b, codec.ErrCorruptedFrame) &&
+		(a == nil) == (b == nil)
+}
+
+// decode feeds stream to a new decoder in steps and returns what came of it.
+func decode(cfg any, stream []byte, step int) ([]string, error) {
+	ch := embedded.New(cfg)
+	for p := range slices.Chunk(stream, step) {
+		ch.WriteInbound(buffer.FromBytes(p))
+	}
+	err := ch.Finish()
+	return inbound(ch), err
+}
