@@ -15,6 +15,9 @@ func (b *addrBox) store(a net.Addr) {
 	}
 }
 
+// share makes b hold what o holds now, without a copy.
+func (b *addrBox) share(o *addrBox) { b.p.Store(o.p.Load()) }
+
 func (b *addrBox) load() net.Addr {
 	if p := b.p.Load(); p != nil {
 		return *p

@@ -73,10 +73,10 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 			return nil, &OpError{Op: "connect", Addr: addrs[0], Err: err}
 		}
 	}
-	s := d.channel(&cfg, g.Next())
+	s := newStream(&cfg, g.Next(), nil, -1)
 	result := make(chan error, 1)
 	if err := s.Loop().Execute(func() { d.connect(s, addrs, func(err error) { result <- err }) }); err != nil {
-		s.onEnd(s)
+		g.Release()
 		return nil, &OpError{Op: "connect", Addr: addrs[0], Err: err}
 	}
 	select {
@@ -143,7 +143,7 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 		return
 	}
 	c.Loop().Group().Hold()
-	s := d.channel(cfg, c.Loop())
+	s := newStream(cfg, c.Loop(), nil, -1)
 	var timer *eventloop.Timer
 	if t := d.timeout(); t > 0 {
 		timer = c.Loop().Schedule(t, func() {
@@ -174,14 +174,6 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 	})
 }
 
-// channel makes a channel that is to connect on loop, and that gives back the hold
-// on the loop's group at its end.
-func (d *Dialer) channel(cfg *Config, loop *eventloop.Loop) *stream {
-	s := newStream(cfg, loop, nil, -1)
-	s.onEnd = func(s *stream) { s.Loop().Group().Release() }
-	return s
-}
-
 // connect registers s and connects it. done is called once, on the loop: with nil
 // after HandleActive. Loop-only.
 func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
@@ -200,7 +192,7 @@ func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
 		}
 		// The promise is completed before the channel is active; whoever dials wants it
 		// active.
-		s.dialed = done
+		s.needRare().dialed = done
 	})
 	s.Pipeline().Connect(candidates(addrs), d.LocalAddr, p)
 }
@@ -238,7 +230,7 @@ func (c *streamCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
 	if !ok {
 		left = candidates{remote}
 	}
-	s.dial = &connecting{left: left, local: local, p: p}
+	s.needRare().dial = &connecting{left: left, local: local, p: p}
 	s.at = streamConnecting
 	s.connectNext()
 }
@@ -246,7 +238,7 @@ func (c *streamCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
 // connectNext tries the addresses that are left until one answers or has to be
 // waited for.
 func (s *stream) connectNext() {
-	d := s.dial
+	d := s.rare.dial
 	for len(d.left) > 0 {
 		addr := d.left[0]
 		d.left = d.left[1:]
@@ -271,8 +263,8 @@ func (s *stream) connectTo(addr net.Addr) error {
 		return err
 	}
 	s.remote.store(addr)
-	if err = s.cfg.apply(fd, addr); err == nil && s.dial.local != nil {
-		err = sys.Bind(fd, s.dial.local)
+	if err = s.cfg.apply(fd, addr); err == nil && s.rare.dial.local != nil {
+		err = sys.Bind(fd, s.rare.dial.local)
 	}
 	if err == nil {
 		s.reg, err = s.Loop().Register(fd, s)
@@ -287,8 +279,8 @@ func (s *stream) connectTo(addr net.Addr) error {
 
 // connectFailed gives up one address. The first failure is the one reported.
 func (s *stream) connectFailed(addr net.Addr, err error) {
-	if s.dial.err == nil {
-		s.dial.err = &OpError{Op: "connect", Addr: addr, Err: err}
+	if s.rare.dial.err == nil {
+		s.rare.dial.err = &OpError{Op: "connect", Addr: addr, Err: err}
 	}
 	if s.reg != nil {
 		fd := s.fd.fd
@@ -309,8 +301,9 @@ func (s *stream) connectEnded() {
 
 // connected makes the channel active: the promise first, then the handlers.
 func (s *stream) connected() {
-	p := s.dial.p
-	s.dial = nil
+	r := s.rare
+	p := r.dial.p
+	r.dial = nil
 	if a, err := sys.LocalAddr(s.fd.fd, s.remote.load().Network()); err == nil {
 		s.local.store(a)
 	}
@@ -319,8 +312,8 @@ func (s *stream) connected() {
 	if s.at == streamNew {
 		s.opened()
 	}
-	if done := s.dialed; done != nil {
-		s.dialed = nil
+	if done := r.dialed; done != nil {
+		r.dialed = nil
 		if s.at == streamClosed {
 			done(&OpError{Op: "connect", Addr: s.remote.load(), Err: s.CloseReason()})
 		} else {

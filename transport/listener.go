@@ -29,8 +29,9 @@ type listener struct {
 	pipeline.Base
 
 	srv   *server
-	local net.Addr
+	local addrBox // shared with accepted channels that have the same
 	fd    int
+	many  bool // local stands for many addresses
 
 	// Loop-only.
 	sock     acceptSocket
@@ -51,7 +52,11 @@ const (
 )
 
 func newListener(srv *server, loop *eventloop.Loop, fd int, local net.Addr) *listener {
-	l := &listener{srv: srv, local: local, fd: fd, sock: fdAcceptSocket{fd}}
+	l := &listener{srv: srv, fd: fd, sock: fdAcceptSocket{fd}}
+	l.local.store(local)
+	if tcp, ok := local.(*net.TCPAddr); ok {
+		l.many = tcp.IP.IsUnspecified()
+	}
 	l.Setup(l, (*listenerCore)(l), pipeline.BaseConfig{
 		Loop:      loop,
 		Allocator: srv.cfg.Allocator,
@@ -85,6 +90,17 @@ func (l *listener) start(init func(pipeline.Channel) error) error {
 	}
 	l.MarkActive()
 	return nil
+}
+
+// localOf gives ch, accepted as fd, its local address.
+func (l *listener) localOf(ch *stream, fd int) {
+	if l.many {
+		if a, err := sys.LocalAddr(fd, "tcp"); err == nil {
+			ch.local.store(a)
+			return
+		}
+	}
+	ch.local.share(&l.local)
 }
 
 // HandleIO implements eventloop.IOHandle.
@@ -145,7 +161,7 @@ func (l *listener) log(err error) {
 		return
 	}
 	l.Logger().Error("accept failed, pausing",
-		zap.Error(&OpError{Op: "accept", Addr: l.local, Err: err}), zap.Int("not_logged", l.silent))
+		zap.Error(&OpError{Op: "accept", Addr: l.local.load(), Err: err}), zap.Int("not_logged", l.silent))
 	l.lastLog, l.silent = now, 0
 }
 
@@ -209,7 +225,7 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 		l.waiting = nil
 	}
 	end := func() {
-		unlink(l.local)
+		unlink(l.local.load())
 		l.sock.close()
 		l.MarkClosed(reason)
 	}
@@ -220,7 +236,11 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 	}
 }
 
-func (c *listenerCore) DoEnd() { c.srv.ended(c.ID()) }
+func (c *listenerCore) DoEnd() {
+	l := (*listener)(c)
+	l.srv.listenerEnded(l)
+	l.Loop().Group().Release()
+}
 
-func (c *listenerCore) LocalAddr() net.Addr  { return c.local }
+func (c *listenerCore) LocalAddr() net.Addr  { return c.local.load() }
 func (c *listenerCore) RemoteAddr() net.Addr { return nil }

@@ -208,7 +208,12 @@ func newRig(t *testing.T, cfg rigConfig, handlers ...any) *rig {
 	m := eventloop.NewManual()
 	r := &rig{k: &script{t: t}, m: m, logs: logs, t: t}
 	r.stream = newStream(&c, m.Loop(), nil, scriptFD)
-	r.stream.accepted = !cfg.dialed
+	if !cfg.dialed {
+		var srv Server
+		srv.setUp()
+		r.stream.srv = srv.s
+		srv.s.add(r.stream)
+	}
 	r.stream.sock = scriptSocket{r.k}
 	r.do(func() {
 		r.start(func(ch pipeline.Channel) error {

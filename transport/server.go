@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,7 +125,6 @@ func (s *Server) setUp() {
 			init:         s.Init,
 			listenerInit: s.ListenerInit,
 			group:        s.Group,
-			channels:     make(map[uint64]pipeline.Channel),
 			empty:        make(chan struct{}),
 		}
 	})
@@ -205,10 +205,12 @@ type server struct {
 	listenerInit func(pipeline.Channel) error
 	group        *eventloop.Group // nil: the shared default; each channel holds it
 
-	mu       sync.Mutex
-	channels map[uint64]pipeline.Channel // listeners and accepted channels, until their end
-	closing  bool
-	empty    chan struct{} // closed when closing and channels is empty
+	mu        sync.Mutex
+	closing   bool
+	listeners []*listener
+	first     *stream       // accepted channels, until their end; linked by prev and next
+	streams   int           // how many
+	empty     chan struct{} // closed when closing and nothing is left
 }
 
 func (s *server) logger() *zap.Logger {
@@ -218,28 +220,62 @@ func (s *server) logger() *zap.Logger {
 	return s.cfg.Logger
 }
 
-// add takes note of a channel. It reports false when the server is closing.
-func (s *server) add(ch pipeline.Channel) bool {
+// addListener takes note of a listener. It reports false when the server is closing.
+func (s *server) addListener(l *listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
 		return false
 	}
-	s.channels[ch.ID()] = ch
+	s.listeners = append(s.listeners, l)
 	return true
 }
 
-// ended forgets a channel, and gives back its hold on the default group.
-func (s *server) ended(id uint64) {
+// add takes note of an accepted channel. It reports false when the server is
+// closing.
+func (s *server) add(ch *stream) bool {
 	s.mu.Lock()
-	ch, ok := s.channels[id]
-	delete(s.channels, id)
-	if s.closing && len(s.channels) == 0 && ok {
-		close(s.empty)
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
 	}
-	s.mu.Unlock()
-	if ok {
-		ch.Loop().Group().Release()
+	if ch.next = s.first; ch.next != nil {
+		ch.next.prev = ch
+	}
+	s.first = ch
+	s.streams++
+	return true
+}
+
+// ended forgets an accepted channel.
+func (s *server) ended(ch *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ch.prev != nil {
+		ch.prev.next = ch.next
+	} else {
+		s.first = ch.next
+	}
+	if ch.next != nil {
+		ch.next.prev = ch.prev
+	}
+	ch.prev, ch.next = nil, nil
+	s.streams--
+	s.checkEmpty()
+}
+
+// listenerEnded forgets a listener.
+func (s *server) listenerEnded(l *listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners = slices.DeleteFunc(s.listeners, func(o *listener) bool { return o == l })
+	s.checkEmpty()
+}
+
+// checkEmpty tells the drain when nothing is left. s.mu is held.
+func (s *server) checkEmpty() {
+	if s.closing && s.streams == 0 && len(s.listeners) == 0 {
+		close(s.empty)
 	}
 }
 
@@ -259,7 +295,7 @@ func (s *server) listen(fd int, local net.Addr) (pipeline.Channel, error) {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	l := newListener(s, g.Next(), fd, local)
-	if !s.add(l) {
+	if !s.addListener(l) {
 		_ = sys.Close(fd)
 		g.Release()
 		return nil, ErrServerClosed
@@ -267,7 +303,8 @@ func (s *server) listen(fd int, local net.Addr) (pipeline.Channel, error) {
 	started := make(chan error, 1)
 	if err := l.Loop().Execute(func() { started <- l.start(s.listenerInit) }); err != nil {
 		_ = sys.Close(fd)
-		s.ended(l.ID())
+		s.listenerEnded(l)
+		g.Release()
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	if err := <-started; err != nil {
@@ -284,31 +321,20 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 		_ = sys.Close(fd)
 		return nil
 	}
-	if err := s.cfg.apply(fd, l.local); err != nil {
+	if err := s.cfg.apply(fd, l.local.load()); err != nil {
 		// The peer may be gone already.
 		l.Logger().Debug("socket options", zap.Error(err))
 	}
 	ch := newStream(&s.cfg, g.Next(), l, fd)
 	ch.remote.store(remote)
-	ch.local.store(localOf(fd, l.local))
-	ch.onEnd = func(ch *stream) { s.ended(ch.ID()) }
+	l.localOf(ch, fd)
+	ch.srv = s
 	if !s.add(ch) {
 		_ = sys.Close(fd)
 		g.Release()
 		return nil
 	}
 	return ch
-}
-
-// localOf returns the local address of an accepted socket: the listener's, unless
-// that stands for many.
-func localOf(fd int, listener net.Addr) net.Addr {
-	if tcp, ok := listener.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		if a, err := sys.LocalAddr(fd, listener.Network()); err == nil {
-			return a
-		}
-	}
-	return listener
 }
 
 // adopt is the last handler of a listener: it starts accepted channels.
@@ -330,7 +356,8 @@ func (s *server) adopt(c *pipeline.Context, ch *stream) error {
 	if err := ch.Loop().Execute(func() { ch.start(init) }); err != nil {
 		// Its loop has ended: nobody else has the channel.
 		_ = sys.Close(ch.fd.fd)
-		s.ended(ch.ID())
+		s.ended(ch)
+		ch.Loop().Group().Release()
 		return err
 	}
 	return nil
@@ -341,18 +368,15 @@ func (s *server) shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.closing {
 		s.closing = true
-		if len(s.channels) == 0 {
-			close(s.empty)
-		}
+		s.checkEmpty()
 	}
-	open := s.list()
+	listeners, open := slices.Clone(s.listeners), s.list()
 	s.mu.Unlock()
 
+	for _, l := range listeners {
+		l.Abort(pipeline.CloseNow, ErrServerClosed)
+	}
 	for _, ch := range open {
-		if l, ok := ch.(*listener); ok {
-			l.Abort(pipeline.CloseNow, ErrServerClosed)
-			continue
-		}
 		ch.Pipeline().FireEvent(Draining{})
 		ch.Close()
 	}
@@ -365,9 +389,7 @@ func (s *server) shutdown(ctx context.Context) error {
 	busy := s.list()
 	s.mu.Unlock()
 	for _, ch := range busy {
-		if st, ok := ch.(*stream); ok {
-			st.Abort(pipeline.CloseReset, ErrDrainTimeout)
-		}
+		ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
 	}
 	<-s.empty
 	if len(busy) == 0 {
@@ -376,10 +398,10 @@ func (s *server) shutdown(ctx context.Context) error {
 	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, len(busy))
 }
 
-// list returns the channels. s.mu is held.
-func (s *server) list() []pipeline.Channel {
-	all := make([]pipeline.Channel, 0, len(s.channels))
-	for _, ch := range s.channels {
+// list returns the accepted channels. s.mu is held.
+func (s *server) list() []*stream {
+	all := make([]*stream, 0, s.streams)
+	for ch := s.first; ch != nil; ch = ch.next {
 		all = append(all, ch)
 	}
 	return all

@@ -132,11 +132,9 @@ func TestPeerThatReadsLate(t *testing.T) {
 		})
 		await(t, paused, "a channel that is not writable")
 		srv.s.mu.Lock()
-		for _, ch := range srv.s.channels {
-			if st, ok := ch.(*stream); ok {
-				if pending, limit := st.HighWater()-st.BytesBeforeUnwritable(), int64(8<<20); pending > limit {
-					t.Errorf("pending: got %d, want at most %d", pending, limit)
-				}
+		for _, st := range srv.s.list() {
+			if pending, limit := st.BytesBeforeWritable(), int64(3<<20); pending > limit {
+				t.Errorf("pending: got %d, want at most %d", pending, limit)
 			}
 		}
 		srv.s.mu.Unlock()
@@ -323,7 +321,7 @@ func TestSeveralAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg, _ := d.Config.check()
-	s := d.channel(&cfg, g.Next())
+	s := newStream(&cfg, g.Next(), nil, -1)
 	result := make(chan error, 1)
 	s.Loop().Execute(func() { d.connect(s, []net.Addr{refused, refused, good}, func(err error) { result <- err }) })
 	if err := await(t, result, "the connection"); err != nil {

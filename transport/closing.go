@@ -1,0 +1,218 @@
+package transport
+
+import (
+	"io"
+	"time"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+	"go.uber.org/zap"
+)
+
+// lingerCheck is how often a lingering channel looks whether it still has to.
+const lingerCheck = 100 * time.Millisecond
+
+// shutdownOutput closes the sending side: the queue has left.
+func (s *stream) shutdownOutput() {
+	s.outputDone = true
+	p := s.rare.shutWrite
+	s.rare.shutWrite = nil
+	if err := s.sock.shutdownWrite(); err != nil {
+		p.Complete(err)
+		s.fail("write", err)
+		return
+	}
+	p.Complete(nil)
+	if s.at != streamOpen {
+		return
+	}
+	s.Pipeline().FireEvent(pipeline.OutputShutdown{})
+	if s.inputShut && s.at == streamOpen {
+		s.closeNow(false, io.EOF)
+	}
+}
+
+// closeEmpty closes a channel whose queue has left. A TCP socket that is closed
+// with bytes unread resets the connection, and what the peer has not read yet is
+// lost; so if there is something in the kernel in either direction, the sending
+// side is closed first and the peer's last words are waited for, and dropped. A peer
+// that says nothing is waited for only until it has acknowledged what was sent.
+func (s *stream) closeEmpty() {
+	if s.inputShut || !s.sock.unfinished() || s.sock.shutdownWrite() != nil {
+		s.closeNow(false, s.rare.reason)
+		return
+	}
+	s.at = streamLingering
+	s.rare.lingerEnd = s.Loop().Now().Add(s.cfg.CloseTimeout)
+	s.armCloseTimer()
+	s.updateInterest()
+}
+
+// discard drops what a lingering channel's peer still sends.
+func (s *stream) discard() {
+	for range maxReadsPerTurn {
+		hot, err := s.state.receive(0)
+		if err != nil {
+			s.closeNow(false, s.rare.reason)
+			return
+		}
+		n, err := s.sock.read(hot, recvSizes[0])
+		hot.Clear()
+		if err == sys.ErrAgain {
+			return
+		}
+		if err != nil || n == 0 {
+			s.closeNow(false, s.rare.reason)
+			return
+		}
+		s.rare.heard = true
+		if n < recvSizes[0] {
+			return
+		}
+	}
+}
+
+// armCloseTimer bounds a close that waits.
+func (s *stream) armCloseTimer() {
+	r := s.needRare()
+	if r.closeTimer != nil {
+		r.closeTimer.Stop()
+	}
+	r.closeSent = s.out.sent
+	d := s.cfg.CloseTimeout
+	if s.at == streamLingering {
+		d = min(d, lingerCheck)
+	}
+	r.closeTimer = s.Loop().Schedule(d, s.closeTimedOut)
+}
+
+func (s *stream) closeTimedOut() {
+	s.rare.closeTimer = nil
+	switch s.at {
+	case streamClosing:
+		if s.out.sent != s.rare.closeSent {
+			s.armCloseTimer() // slow, but alive
+			return
+		}
+		s.closeNow(true, ErrCloseTimeout)
+	case streamLingering:
+		if s.Loop().Now().Before(s.rare.lingerEnd) && (s.rare.heard || s.sock.unfinished()) {
+			s.armCloseTimer()
+			return
+		}
+		s.closeNow(false, s.rare.reason)
+	case streamNew, streamConnecting, streamOpen, streamClosed:
+	}
+}
+
+// closeNow gives up the socket, drops the queue and tells all who wait. The
+// descriptor is closed when the last Op on it has ended.
+func (s *stream) closeNow(reset bool, reason error) {
+	if s.at == streamClosed {
+		return
+	}
+	s.at = streamClosed
+	for !s.dropQueue() {
+	}
+	waiting := s.out.takeWaiting()
+	var dial *connecting
+	if r := s.rare; r != nil {
+		if r.closeTimer != nil {
+			r.closeTimer.Stop()
+			r.closeTimer = nil
+		}
+		if r.shutWrite != nil {
+			waiting = append(waiting, r.shutWrite)
+			r.shutWrite = nil
+		}
+		dial, r.dial = r.dial, nil
+	}
+	end := func() {
+		if s.fd.fd >= 0 {
+			if reset {
+				s.sock.reset()
+			}
+			s.sock.close()
+		}
+		if dial != nil {
+			dial.failed(reason)
+		}
+		s.MarkClosed(reason)
+		err := s.CloseReason()
+		for _, p := range waiting {
+			p.Complete(err)
+		}
+	}
+	if s.reg != nil {
+		s.reg.Close(end)
+	} else {
+		end()
+	}
+}
+
+// dropQueue releases the messages of the queue. It reports false when one of them
+// could not be released, because its owner had done so already.
+func (s *stream) dropQueue() (done bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.Logger().Error("queued message cannot be released", zap.Stringer("channel", s), zap.Any("panic", v))
+		}
+	}()
+	for s.out.dropFirst() {
+	}
+	return true
+}
+
+// CloseIO implements eventloop.IOHandle: the loop is ending.
+func (s *stream) CloseIO() { s.closeNow(false, ErrLoopEnded) }
+
+func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
+	s := (*stream)(c)
+	switch s.at {
+	case streamClosed:
+	case streamNew, streamConnecting:
+		s.closeNow(mode == pipeline.CloseReset, reason)
+	case streamOpen:
+		if mode != pipeline.CloseFlushed {
+			s.closeNow(mode == pipeline.CloseReset, reason)
+			return
+		}
+		s.at, s.needRare().reason = streamClosing, reason
+		s.flushTo = s.out.queued
+		s.armCloseTimer()
+		s.flush()
+		if !s.inFlush && s.at == streamClosing {
+			s.settle()
+		}
+	case streamClosing, streamLingering:
+		if mode != pipeline.CloseFlushed {
+			s.closeNow(mode == pipeline.CloseReset, reason)
+		}
+	}
+}
+
+func (c *streamCore) DoCloseWrite(p *eventloop.Promise) {
+	s := (*stream)(c)
+	switch {
+	case s.at >= streamClosing:
+		s.refuse(p)
+	case s.outputDone:
+		p.Complete(nil)
+	case s.outputShut:
+		if p != nil {
+			if first := s.rare.shutWrite; first == nil {
+				s.rare.shutWrite = p
+			} else {
+				first.Then(func(err error) { p.Complete(err) })
+			}
+		}
+	default:
+		s.outputShut, s.needRare().shutWrite = true, p
+		s.flushTo = s.out.queued
+		s.flush()
+		if !s.inFlush && s.at == streamOpen && !s.outputDone {
+			s.settle()
+		}
+	}
+}

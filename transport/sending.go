@@ -1,0 +1,278 @@
+package transport
+
+import (
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+const (
+	maxWritesPerFlush = 16
+	// A file region leaves in calls of this size, one a turn.
+	regionBudget = 1 << 20
+	// moreLimit is up to how many bytes of a file the header before it waits for.
+	moreLimit = 64 << 10
+)
+
+// flush sends the queue up to s.flushTo, as far as the socket takes it and this
+// channel's share of the turn goes.
+//
+// When it has used up its share it goes on by itself in the next turn, and until
+// then further calls do nothing. It completes promises, so user code may write, flush or close before it returns.
+func (s *stream) flush() {
+	if s.inFlush || s.againQueue || s.blocked || s.opRegion != nil || s.at != streamOpen && s.at != streamClosing {
+		return
+	}
+	s.inFlush = true
+	defer s.flushed()
+	calls, budget := 0, regionBudget
+	for s.out.sent < s.flushTo {
+		if calls == maxWritesPerFlush || budget <= 0 {
+			s.flushAgain()
+			break
+		}
+		calls++
+		if s.out.region() != nil {
+			budget -= s.sendRegion(budget)
+		} else {
+			s.sendParts()
+		}
+		if s.at == streamClosed {
+			return
+		}
+		s.completeDue()
+		if s.blocked || s.opRegion != nil || s.at == streamClosed {
+			break
+		}
+	}
+	s.completeDue()
+	s.settle()
+}
+
+// flushed ends a flush. Callbacks may have asked for another one meanwhile.
+func (s *stream) flushed() {
+	s.inFlush = false
+	if s.out.sent < s.flushTo && !s.blocked && s.opRegion == nil && (s.at == streamOpen || s.at == streamClosing) {
+		s.flushAgain()
+	}
+}
+
+// flushAgain goes on with the flush in the next turn.
+func (s *stream) flushAgain() {
+	if !s.againQueue {
+		s.againQueue = true
+		s.Loop().AtTurnEnd((*flushTask)(s))
+	}
+}
+
+// flushTask is the channel as the task that goes on with its flush.
+type flushTask stream
+
+func (t *flushTask) Run() {
+	s := (*stream)(t)
+	defer s.contain()
+	s.againQueue = false
+	s.flush()
+}
+
+// sendParts sends the run of buffers at the head of the queue.
+func (s *stream) sendParts() {
+	parts, bytes, mapped, then := s.out.parts(s.state.iov, s.flushTo-s.out.sent)
+	n, err := s.sock.write(parts, mapped, then != nil && then.Remaining() <= moreLimit)
+	clear(parts)
+	s.Loop().Counters().Writevs++
+	switch {
+	case err == sys.ErrAgain:
+		s.blocked = true
+	case err != nil:
+		s.fail("write", err)
+		return
+	case n < bytes:
+		s.blocked = true
+	}
+	s.out.tried(bytes, n)
+	s.wrote(int64(n))
+}
+
+// wrote takes note that n bytes have left.
+func (s *stream) wrote(n int64) {
+	s.out.advance(n)
+}
+
+// sendRegion sends at most budget bytes of the region at the head of the queue and
+// returns how many. A file that is not in memory is sent by an Op, so that the loop
+// does not wait for the disk.
+func (s *stream) sendRegion(budget int) int {
+	r := s.out.region()
+	want := int(min(r.Remaining(), int64(budget)))
+	file, off := r.Fd(), r.Offset()+r.Sent()
+	if cached, err := s.sock.cached(file, off); err == nil && !cached {
+		if s.submitRegion(r, file, off, want) {
+			return 0
+		}
+	}
+	n, err := s.sock.sendfile(file, off, want)
+	return s.regionSent(n, want, err)
+}
+
+// submitRegion has the region sent by an Op; s.opRegion is set until it has ended.
+func (s *stream) submitRegion(r *buffer.FileRegion, file int, off int64, want int) bool {
+	op := &s.needRare().op
+	op.Run = func() (int64, error) {
+		n, err := s.sock.sendfile(file, off, want)
+		return int64(n), err
+	}
+	if s.reg.Submit(op) != nil {
+		return false
+	}
+	r.Retain()
+	s.opRegion = r
+	return true
+}
+
+// regionSent deals with the outcome of a sendfile.
+func (s *stream) regionSent(n, want int, err error) int {
+	s.Loop().Counters().Sendfiles++
+	switch {
+	case err == sys.ErrAgain:
+		s.blocked = true
+		return 0
+	case err != nil:
+		s.fail("write", err)
+		return 0
+	case n == 0:
+		s.fail("write", ErrFileShrunk)
+		return 0
+	case n < want:
+		s.blocked = true
+	}
+	s.wrote(int64(n))
+	return n
+}
+
+// HandleOp implements eventloop.IOHandle: a sendfile of a cold file has ended.
+func (s *stream) HandleOp(op *eventloop.Op) {
+	defer s.contain()
+	r := s.opRegion
+	s.opRegion = nil
+	op.Run = nil
+	defer r.Release()
+	if s.at != streamClosed {
+		// What was asked for is not known any more, and does not matter: if the socket
+		// is full the next call says so.
+		s.regionSent(int(op.N), 0, op.Err)
+	}
+	if s.at != streamClosed {
+		s.completeDue()
+		s.flush()
+		s.settle()
+		s.updateInterest()
+	}
+}
+
+// completeDue completes the promises of what has left.
+func (s *stream) completeDue() {
+	for p := s.out.due(); p != nil; p = s.out.due() {
+		p.Complete(nil)
+	}
+}
+
+// settle judges the water marks after a flush, and does what had to wait for the
+// queue to leave.
+func (s *stream) settle() {
+	if s.at == streamClosed {
+		return
+	}
+	s.SetPending(s.out.charge)
+	if s.at == streamClosed || s.opRegion != nil {
+		return
+	}
+	if !s.out.empty() {
+		s.updateInterest()
+		return
+	}
+	s.out.idle()
+	switch {
+	case s.at == streamClosing:
+		s.closeEmpty()
+	case s.outputShut && !s.outputDone && s.at == streamOpen:
+		s.shutdownOutput()
+	default:
+		s.updateInterest()
+	}
+}
+
+func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
+	s := (*stream)(c)
+	if s.at >= streamClosing || s.outputShut {
+		buffer.Release(msg)
+		s.refuse(p)
+		return
+	}
+	var err error
+	switch m := msg.(type) {
+	case *buffer.Buf:
+		s.out.addBuf(m, p, s.Alloc())
+	case *buffer.FileRegion:
+		if !s.out.addRegion(m, p, s.HighWater()) {
+			m.Release()
+			err = ErrTooManyRegions
+		}
+	case []byte:
+		err = addBytes(s, m, p)
+	case string:
+		err = addBytes(s, m, p)
+	default:
+		buffer.Release(msg)
+		err = ErrUnsupportedMessage
+	}
+	if err != nil {
+		s.Pipeline().FailWrite(p, &OpError{Op: "write", Addr: s.remote.load(), Err: err})
+		return
+	}
+	if s.out.charge > s.HighWater() && !s.cfg.ManualFlush && !s.inFlush && !s.blocked {
+		// Only what the socket does not take is judged.
+		s.flushTo = s.out.queued
+		s.flush()
+		if s.at == streamClosed {
+			return
+		}
+	}
+	if s.cfg.MaxPending > 0 && s.out.charge > int64(s.cfg.MaxPending) {
+		s.fail("write", ErrSlowPeer)
+		return
+	}
+	s.SetPending(s.out.charge)
+}
+
+// addBytes queues a copy of v.
+func addBytes[T []byte | string](s *stream, v T, p *eventloop.Promise) error {
+	b, err := s.Alloc().TryAlloc(len(v))
+	if err != nil {
+		return err
+	}
+	b.WriteString(string(v))
+	s.out.addBuf(b, p, s.Alloc())
+	return nil
+}
+
+// refuse fails a write that came too late. A close is reported by itself; only a
+// write behind CloseWrite is news to the handlers.
+func (s *stream) refuse(p *eventloop.Promise) {
+	err := s.CloseReason()
+	if err == nil {
+		err = pipeline.ErrClosed
+		if s.at < streamClosing {
+			s.Pipeline().FailWrite(p, pipeline.ErrOutputShutdown)
+			return
+		}
+	}
+	p.Complete(err)
+}
+
+func (c *streamCore) DoFlush() {
+	s := (*stream)(c)
+	s.flushTo = s.out.queued
+	s.flush()
+}
