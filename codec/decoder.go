@@ -238,16 +238,26 @@ func (h *decoding) decode(c *pipeline.Context) {
 			return
 		}
 		msg, err := h.d.Decode(c, in)
-		if msg != nil {
-			msg, err = h.accept(in, msg, before, err)
-		} else if err == nil && in.Len() == before {
+		took := before - in.Len()
+		switch {
+		case msg == nil && took == 0 && err == nil:
 			if h.max > 0 && before > h.max {
 				h.fail(c, &FrameError{int64(before), int64(h.max), ErrFrameTooLong})
 			}
 			return
+		case msg == any(in):
+			h.in = nil
+			took = before
 		}
-		h.advance()
+		if h.next != nil {
+			h.advance()
+		}
 		if msg != nil {
+			if took == 0 || h.max > 0 && took > h.max {
+				buffer.Release(msg)
+				h.fail(c, h.refused(took))
+				return
+			}
 			h.fired = true
 			c.FireRead(msg)
 			if !c.Channel().Open() && h.phase == decodes {
@@ -267,31 +277,16 @@ func (h *decoding) decode(c *pipeline.Context) {
 	}
 }
 
-// accept checks what was read for msg against the rules. in held before bytes.
-func (h *decoding) accept(in *buffer.Buf, msg any, before int, err error) (any, error) {
-	took := before
-	if msg == any(in) {
-		h.in = nil
-	} else {
-		took -= in.Len()
+// refused returns why a message for which took bytes were read is not accepted.
+func (h *decoding) refused(took int) error {
+	if took == 0 {
+		return ErrNoProgress
 	}
-	switch {
-	case took == 0:
-		err = ErrNoProgress
-	case h.max > 0 && took > h.max:
-		err = &FrameError{int64(took), int64(h.max), ErrFrameTooLong}
-	default:
-		return msg, err
-	}
-	buffer.Release(msg)
-	return nil, err
+	return &FrameError{int64(took), int64(h.max), ErrFrameTooLong}
 }
 
 // advance lets next take in's place once what in held before it has been read.
 func (h *decoding) advance() {
-	if h.next == nil {
-		return
-	}
 	left := 0
 	if h.in != nil {
 		left = h.in.Len()

@@ -55,7 +55,7 @@ func (f LengthField) NewHandler() any {
 	case -1:
 		f.Strip = 0
 	}
-	h.dec = lengthDecoder{cfg: f, header: header}
+	h.dec = lengthDecoder{cfg: f, header: header, least: int64(max(0, f.Strip-header))}
 	h.d, h.sized = &h.dec, &h.dec
 	return h
 }
@@ -70,8 +70,9 @@ type lengthHandler struct {
 // lengthDecoder is the Decoder of a LengthField with its defaults filled in.
 type lengthDecoder struct {
 	cfg    LengthField
-	header int // Offset + Width
-	frame  int // size of the frame under way; 0 until its header is there
+	header int   // Offset + Width
+	least  int64 // smallest payload: what is stripped must be there
+	frame  int   // size of the frame under way; 0 until its header is there
 }
 
 func (d *lengthDecoder) size() int { return max(d.header, d.frame) }
@@ -99,21 +100,27 @@ func (d *lengthDecoder) Decode(c *pipeline.Context, in *buffer.Buf) (any, error)
 
 // measure returns the size of the frame whose header in begins with.
 func (d *lengthDecoder) measure(in *buffer.Buf) (int, error) {
-	payload := d.value(in)
-	if payload < 0 {
-		return 0, &FrameError{payload, int64(d.cfg.Max), ErrCorruptedFrame}
-	}
-	if payload > math.MaxInt64-max(0, int64(d.cfg.Adjustment)) {
-		return 0, &FrameError{payload, int64(d.cfg.Max), ErrFrameTooLong}
-	}
-	payload += int64(d.cfg.Adjustment)
-	switch {
-	case payload > int64(d.cfg.Max):
-		return 0, &FrameError{payload, int64(d.cfg.Max), ErrFrameTooLong}
-	case payload < 0, payload < int64(d.cfg.Strip-d.header):
-		return 0, &FrameError{payload, int64(d.cfg.Max), ErrCorruptedFrame}
+	value := d.value(in)
+	payload := value + int64(d.cfg.Adjustment) // may overflow, and is negative then
+	if value < 0 || payload < d.least || payload > int64(d.cfg.Max) {
+		return 0, d.refused(value)
 	}
 	return d.header + int(payload), nil
+}
+
+// refused returns what is wrong with the value of a length field.
+func (d *lengthDecoder) refused(value int64) error {
+	e := &FrameError{value, int64(d.cfg.Max), ErrCorruptedFrame}
+	if value < 0 {
+		return e
+	}
+	if adjust := int64(d.cfg.Adjustment); value <= math.MaxInt64-adjust || adjust < 0 {
+		e.Length += adjust
+	}
+	if e.Length > e.Max {
+		e.Err = ErrFrameTooLong
+	}
+	return e
 }
 
 // value returns the value of the length field.
@@ -150,12 +157,11 @@ func (d *lengthDecoder) value(in *buffer.Buf) int64 {
 // copyFrame is up to how many bytes a frame is copied, when it is not alone in its
 // memory: that takes no longer than to make a slice, and does not keep the memory
 // of its neighbours.
-const copyFrame = 256
+const copyFrame = 512
 
 // take returns the next n bytes of in as a message: in itself, a copy or a slice.
 func take(c *pipeline.Context, in *buffer.Buf, n int) *buffer.Buf {
-	all := in.Len() == n
-	if all && (n > copyFrame || !wasteful(in.Pinned(), n)) {
+	if in.Len() == n && (n > copyFrame || !wasteful(in.Pinned(), n)) {
 		return in
 	}
 	if n <= copyFrame {
