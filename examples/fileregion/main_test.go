@@ -207,7 +207,7 @@ func TestLargeFile(t *testing.T) {
 			s := process.Start(t, "-addr", "127.0.0.1:0", "-root", dir, "-mode", mode)
 			c := dial(t, s)
 			c.send(fmt.Sprintf("large %d 4196\nlarge %d -1\nlarge 0 %d\nlarge %d 0\n",
-				int64(1<<32-2048-50), size-4096, len(window), int64(size)))
+				int64(1<<32-2048-50), int64(size-4096), len(window), int64(size)))
 			c.wantFile("around 4 GiB", around(50, mark))
 			c.wantFile("the end", mark)
 			c.wantFile("more than a window", window)
@@ -219,6 +219,7 @@ func TestLargeFile(t *testing.T) {
 
 // What cannot be had gets its reason, and the connection stays usable.
 func TestRefusals(t *testing.T) {
+	process.LinuxOnly(t)
 	top := t.TempDir()
 	dir := filepath.Join(top, "root")
 	check := func(err error) {
@@ -240,7 +241,7 @@ func TestRefusals(t *testing.T) {
 	check(os.Symlink("..", filepath.Join(dir, "up")))
 	check(os.Symlink("loop", filepath.Join(dir, "loop")))
 	check(os.Symlink("nowhere", filepath.Join(dir, "dangling")))
-	check(syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o666))
+	check(process.Mkfifo(filepath.Join(dir, "fifo")))
 	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
 	check(err)
 	defer l.Close()

@@ -65,7 +65,7 @@ func run(m *testing.M) int {
 // Run runs the program to its end.
 func Run(t testing.TB, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
-	linuxOnly(t)
+	LinuxOnly(t)
 	var out, log bytes.Buffer
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &out, &log
@@ -112,7 +112,7 @@ func StartLimited(t testing.TB, n int, args ...string) *Server {
 
 func start(t testing.TB, cmd *exec.Cmd) *Server {
 	t.Helper()
-	linuxOnly(t)
+	LinuxOnly(t)
 	s := &Server{t: t, cmd: cmd, exited: make(chan struct{})}
 	s.more = sync.NewCond(&s.mu)
 	outR, outW := pipe(t)
@@ -315,7 +315,8 @@ func CloseWrite(t testing.TB, c net.Conn) {
 	}
 }
 
-func linuxOnly(t testing.TB) {
+// LinuxOnly skips a test where the examples cannot serve.
+func LinuxOnly(t testing.TB) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("sockets need Linux")
