@@ -143,3 +143,21 @@ func BenchmarkNotification(b *testing.B) {
 		}
 	})
 }
+
+// A write from another goroutine, all the way to the queue.
+func BenchmarkWriteOffLoop(b *testing.B) {
+	l := newLoop(b)
+	m := newMemory(b, l)
+	done := make(chan struct{}, 1)
+	mark := func() { done <- struct{}{} }
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		m.Write("x")
+		if i%1024 == 1023 {
+			_ = l.Execute(mark)
+			<-done
+		}
+	}
+	m.Close()
+	<-m.ended
+}

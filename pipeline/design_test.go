@@ -914,3 +914,99 @@ func TestPendingSize(t *testing.T) {
 		t.Errorf("[]byte: got %d, want %d", got, 3+overhead)
 	}
 }
+
+// The value of a panic that is an error can be found in the error.
+func TestDesign1_PanicUnwraps(t *testing.T) {
+	ch := newChannel(t, embedded.Config{}, pipeline.On(func(*pipeline.Context, int) error {
+		panic(fmt.Errorf("no more: %w", buffer.ErrOutOfMemory))
+	}))
+	ch.WriteInbound(1)
+	for _, err := range []error{ch.CheckError(), ch.CloseReason()} {
+		if !errors.Is(err, buffer.ErrOutOfMemory) {
+			t.Errorf("got %v, want one that is ErrOutOfMemory", err)
+		}
+	}
+}
+
+// A write that fails for a reason of its own is told to who asked, or to HandleError.
+func TestDesign1_FailWrite(t *testing.T) {
+	ch, log, hs := tracers(t, embedded.Config{}, "a", "b")
+	var got []error
+	hs[1].on("error", func(k call) error { got = append(got, k.msg.(error)); return nil })
+	ch.Do(ch.CloseWrite)
+	ch.ReadEvent()
+	log.take()
+	ch.WriteOutbound("nobody asks")
+	checkCalls(t, "told", log.of("error"), "a error", "b error")
+	ch.Do(func() { ch.WriteThen("somebody asks", func(err error) { got = append(got, err) }) })
+	if len(got) != 2 || got[0] != pipeline.ErrOutputShutdown || got[1] != pipeline.ErrOutputShutdown {
+		t.Errorf("got %v, want ErrOutputShutdown twice", got)
+	}
+	checkCalls(t, "told", log.of("error"), "a error", "b error")
+}
+
+// Events may enter at any context, outside of any other event.
+func TestDesign4_FireAnywhere(t *testing.T) {
+	ch, log, _ := tracers(t, embedded.Config{}, "a", "b")
+	c := ch.Pipeline().Get("tracer#0")
+	ch.Do(func() {
+		c.FireRead("x")
+		c.FireEvent("x")
+		c.FireError(io1)
+		c.FireReadComplete()
+		c.Write("x")
+		c.Read()
+	})
+	checkCalls(t, "calls", log.take(), "b read", "b event", "b error", "b complete", "b flush", "a flush")
+	if v, ev, err := ch.ReadInbound(), ch.ReadEvent(), ch.CheckError(); v != "x" || ev != "x" || err != io1 {
+		t.Errorf("at the tail: got %v, %v, %v", v, ev, err)
+	}
+	if ch.Parent() != nil || ch.Logger() == nil || ch.RemoteAddr() == nil {
+		t.Error("parent, logger or address is not as it was made")
+	}
+}
+
+// A handler that is added late asks whether the channel is active.
+func TestDesign4_AddedLate(t *testing.T) {
+	ch, log, _ := tracers(t, embedded.Config{}, "a")
+	active := false
+	late := (&tracer{name: "late", log: log}).on("added", func(k call) error {
+		active = k.c.Channel().Active()
+		return nil
+	})
+	if err := ch.Pipeline().Add(late); err != nil {
+		t.Fatal(err)
+	}
+	checkCalls(t, "calls", log.take(), "late added")
+	if !active {
+		t.Error("Active in HandleAdded: got false, want true")
+	}
+}
+
+// A loop that is ending still sees its channels to their end.
+func TestDesign1_LoopEndsChannels(t *testing.T) {
+	l, end := startLoop(t)
+	log := new(trace)
+	m := newMemory(t, l, &tracer{name: "a", log: log})
+	onLoop(t, l, func() { log.take(); l.AtTurnEnd(closeLater{m, l, 200}) })
+	end()
+	await(t, "the end", m.ended)
+	checkCalls(t, "calls", log.take(), "a close", "a inactive", "a unregistered", "a removed")
+}
+
+// closeLater closes its channel when the loop takes no tasks any more, or after so
+// many turns.
+type closeLater struct {
+	m *memory
+	l *eventloop.Loop
+	n int
+}
+
+func (k closeLater) Run() {
+	if k.l.Execute(func() {}) != nil || k.n == 0 {
+		k.m.Close()
+		return
+	}
+	k.n--
+	k.l.AtTurnEnd(k)
+}
