@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 	"github.com/runnel-io/runnel/pipeline/embedded"
 )
@@ -111,23 +111,31 @@ func BenchmarkFireReadPast(b *testing.B) {
 	}
 }
 
-// A write and its share of the flush, through handlers that pass it on.
+// A write and its flush, through handlers that pass the write on.
 func BenchmarkWrite(b *testing.B) {
+	msg := any("hello")
 	for _, n := range benchSizes {
 		b.Run(fmt.Sprintf("handlers=%d", n), func(b *testing.B) {
-			var hs []any
-			for range n {
-				hs = append(hs, new(writeForwarder))
-			}
-			ch := embedded.New(hs...)
-			defer ch.Finish()
-			msg := buffer.FromString("hello")
-			defer msg.Release()
+			man := eventloop.NewManual()
+			defer man.Close()
+			m := &memory{ended: make(chan struct{})}
+			m.Setup(m, (*memoryCore)(m), pipeline.BaseConfig{Loop: man.Loop(), HighWater: 1 << 16, ManualFlush: true})
 			b.ReportAllocs()
-			for b.Loop() {
-				ch.Do(func() { ch.Write(msg) })
-				ch.ReadOutbound()
-			}
+			man.Enter(func() {
+				if err := m.Register(nil); err != nil {
+					b.Fatal(err)
+				}
+				for range n {
+					if err := m.Pipeline().Add(new(writeForwarder)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for b.Loop() {
+					m.Write(msg)
+					m.Flush()
+				}
+				m.Close()
+			})
 		})
 	}
 }

@@ -193,8 +193,25 @@ func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {
 		c.enterWrite(msg, p)
 		return
 	}
-	pl.base.touch()
-	pl.write(c.prevWrite, msg, p)
+	b := pl.base
+	if !b.flushQueued {
+		b.touch()
+	}
+	to := c.prevWrite
+	if p != nil {
+		pl.write(to, msg, p)
+		return
+	}
+	// As Pipeline.write, without the call: see FireRead.
+	for to.mask&maskWrite == 0 {
+		to = to.prev
+	}
+	prev := pl.cur
+	pl.cur = to
+	if err := to.writer.HandleWrite(to, msg, nil); err != nil {
+		pl.outboundFailed(to, nil, err)
+	}
+	pl.cur = prev
 }
 
 // enterWrite is ForwardWrite where the pipeline is entered.

@@ -95,7 +95,9 @@ func (p *Pipeline) leave(g guardState) {
 
 // cut drops all frames but the first n.
 func (p *Pipeline) cut(n int) {
-	clear(p.frames[n:])
+	for i := len(p.frames) - 1; i >= n; i-- { // nearly always one, for which clear is dear
+		p.frames[i] = frame{}
+	}
 	p.frames = p.frames[:n]
 }
 
