@@ -245,6 +245,25 @@ func TestTryReads(t *testing.T) {
 	wantPanic(t, "Slice from the last", buffer.ErrShort, func() { b.Slice(math.MaxInt, 1) })
 }
 
+func TestUnread(t *testing.T) {
+	b := buffer.FromString("abcdef")
+	b.Skip(4)
+	b.Unread(3)
+	if got := string(b.Window()); got != "bcdef" {
+		t.Errorf("got %q, want bcdef", got)
+	}
+	wantPanic(t, "Unread 2 of 1", buffer.ErrShort, func() { b.Unread(2) })
+	wantPanic(t, "Unread -1", buffer.ErrShort, func() { b.Unread(-1) })
+	b.Unread(1)
+	if got := b.ReadUint32(); got != 0x61626364 {
+		t.Errorf("got %x, want 61626364", got)
+	}
+	b.DiscardRead()
+	wantPanic(t, "Unread after DiscardRead", buffer.ErrShort, func() { b.Unread(1) })
+	b.Release()
+	wantPanic(t, "Unread after Release", buffer.ErrReleased, func() { b.Unread(1) })
+}
+
 // What Peek, Next and Window return cannot be appended to into bytes of the Buf.
 func TestWindowsEndWhereTheyEnd(t *testing.T) {
 	b := buffer.FromString("abcdef")

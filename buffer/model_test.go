@@ -295,6 +295,9 @@ func (m *model) step() {
 		n := min(m.size(), x.w-x.r)
 		b.Skip(n)
 		x.r += n
+		back := m.size() % (x.r + 1)
+		b.Unread(back)
+		x.r -= back
 	case 22, 23:
 		n := m.size()
 		var s *buffer.Buf

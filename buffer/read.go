@@ -189,6 +189,15 @@ func (b *Buf) Skip(n int) {
 	b.r += n
 }
 
+// Unread makes the last n bytes that were read readable once more. It panics with
+// ErrShort when fewer than n lie in front of ReaderIndex.
+func (b *Buf) Unread(n int) {
+	if uint(n) > uint(b.r) {
+		b.outOfRange("Unread", b.r-n, 0)
+	}
+	b.r -= n
+}
+
 // Next reads n bytes and returns them where they lie. The slice is b's: it is good
 // until b is written to, compacted or released, and must not be written to.
 func (b *Buf) Next(n int) []byte {
