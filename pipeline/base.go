@@ -32,6 +32,7 @@ type Base struct {
 
 	// Loop-only.
 	life        lifecycle
+	pending     int64 // as the Core last reported
 	flushQueued bool
 	manualFlush bool
 	held        bool // the handlers have been told that the channel is unwritable
@@ -40,7 +41,7 @@ type Base struct {
 	active     atomic.Bool
 	autoRead   atomic.Bool
 	unwritable atomic.Uint32 // bit 0: the water mark; others: reserved for users
-	pending    atomic.Int64  // as the Core last reported; stored on the loop
+	shown      atomic.Int64  // pending, as others see it: to an eighth of high, exact when it is 0 or crosses a mark
 	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
 	high, low  atomic.Int64
 	closeErr   atomic.Pointer[closeReason]

@@ -80,7 +80,8 @@ type Channel interface {
 	// falls below the low one. Bytes written by other goroutines count at once.
 	Writable() bool
 	// BytesBeforeUnwritable is how much may be queued before Writable becomes false,
-	// in pinned bytes; 0 if it is false.
+	// in pinned bytes; 0 if it is false. Off the loop it may be out by an eighth of
+	// the high water mark.
 	BytesBeforeUnwritable() int64
 	// BytesBeforeWritable is how much must leave before Writable becomes true; 0 if
 	// it is true.

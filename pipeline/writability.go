@@ -48,23 +48,28 @@ func (b *Base) HighWater() int64 { return b.high.Load() }
 // Loop-only. After MarkClosed it does nothing.
 func (b *Base) SetPending(n int64) {
 	b.onLoop()
-	if b.pending.Load() != n {
-		b.pending.Store(n)
+	b.pending = n
+	// A store that others see costs more than all the rest, and they are content with
+	// an eighth of the mark.
+	if d := n - b.shown.Load(); d != 0 && (n == 0 || max(d, -d) > b.high.Load()/8) {
+		b.shown.Store(n)
 	}
 	b.judge()
 }
 
 // judge compares what is pending with the marks. Loop-only.
 func (b *Base) judge() {
-	total := b.pending.Load()
+	total := b.pending
 	if f := b.foreign.Load(); f != 0 {
 		total += f
 	}
 	if b.unwritable.Load()&waterBit == 0 {
 		if total > b.high.Load() && b.life != closed {
+			b.shown.Store(b.pending)
 			b.setUnwritable(waterBit)
 		}
 	} else if (total < b.low.Load() || total == 0) && b.life != closed {
+		b.shown.Store(b.pending)
 		b.clearUnwritable(waterBit)
 	}
 }
@@ -97,7 +102,7 @@ func (b *Base) fireWritability() {
 // addForeign counts n bytes that another goroutine has just written, before the
 // loop has seen them. Any goroutine.
 func (b *Base) addForeign(n int64) {
-	total := b.foreign.Add(n) + b.pending.Load()
+	total := b.foreign.Add(n) + b.shown.Load()
 	if total > b.high.Load() && b.unwritable.Or(waterBit) == 0 {
 		// If the loop has ended there is nobody left to tell.
 		_ = b.loop.Submit((*writabilityTask)(b))
@@ -113,12 +118,20 @@ func (t *writabilityTask) Run() { (*Base)(t).fireWritability() }
 // Writable implements [Channel].
 func (b *Base) Writable() bool { return b.unwritable.Load() == 0 }
 
+// total is what counts against the marks, to the loop exactly, to others nearly.
+func (b *Base) total() int64 {
+	if b.loop.InLoop() {
+		return b.pending + b.foreign.Load()
+	}
+	return b.shown.Load() + b.foreign.Load()
+}
+
 // BytesBeforeUnwritable implements [Channel].
 func (b *Base) BytesBeforeUnwritable() int64 {
 	if !b.Writable() {
 		return 0
 	}
-	return max(0, b.high.Load()-b.pending.Load()-b.foreign.Load()+1)
+	return max(0, b.high.Load()-b.total()+1)
 }
 
 // BytesBeforeWritable implements [Channel].
@@ -126,6 +139,6 @@ func (b *Base) BytesBeforeWritable() int64 {
 	if b.Writable() {
 		return 0
 	}
-	total := b.pending.Load() + b.foreign.Load()
+	total := b.total()
 	return max(0, min(total, total-b.low.Load()+1))
 }

@@ -46,6 +46,7 @@ type outbound struct {
 	gather  int  // bytes for the next writev
 	merge   int  // size of the next merge buffer
 	merging bool // the last entry is a merge buffer of ours
+	behind  int  // entries behind the one that was last charged for its block, if that waits
 }
 
 // entry is a message in the queue: a Buf or a region.
@@ -105,10 +106,7 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 
 // append moves the bytes of b to the end of merged.
 func (o *outbound) append(merged, b *buffer.Buf) {
-	b.Segments(func(p []byte) bool {
-		merged.Write(p)
-		return true
-	})
+	merged.WriteBuf(b)
 	b.Release()
 }
 
@@ -127,16 +125,20 @@ func (o *outbound) nextMerge(n int) int {
 	return size
 }
 
-// push appends an entry and charges it. Slices of one block in a row are charged
-// for it once, by the last of them.
+// push appends an entry and charges it. Slices of one block that follow each other,
+// with small messages such as their headers in between, are charged for it once, by
+// the last of them.
 func (o *outbound) push(e entry) {
-	e.charge = entryCharge
-	if e.buf != nil {
-		e.charge += int64(e.buf.Pinned())
-		if last := o.entries.last(); last != nil && last.buf != nil && last.buf.SharesMemory(e.buf) {
-			o.charge -= last.charge - entryCharge
-			last.charge = entryCharge
+	e.charge = entryCharge + int64(e.buf.Pinned())
+	o.behind++
+	if e.buf.Len() > mergeLimit {
+		if i := o.entries.n - o.behind; i >= 0 {
+			if c := o.entries.at(i); c.buf != nil && c.buf.SharesMemory(e.buf) {
+				o.charge -= c.charge - entryCharge
+				c.charge = entryCharge
+			}
 		}
+		o.behind = 0
 	}
 	o.charge += e.charge
 	o.merging = false
@@ -159,6 +161,7 @@ func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high in
 		return true
 	}
 	o.regions++
+	o.behind++
 	o.merging = false
 	e := entry{region: r, charge: min(n, high) + entryCharge}
 	o.charge += e.charge

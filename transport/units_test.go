@@ -138,14 +138,18 @@ func TestSharedBlockIsChargedOnce(t *testing.T) {
 	var o outbound
 	b := pooled(letters(60000))
 	pinned := int64(b.Pinned())
+	head := pooled("head")
+	small := int64(head.Pinned())
+	head.Release()
 	for range 10 {
+		o.addBuf(pooled("head"), nil, nil)
 		o.addBuf(b.ReadSlice(6000), nil, nil)
 	}
 	b.Release()
-	if got, want := o.charge, pinned+10*entryCharge; got != want {
+	if got, want := o.charge, pinned+10*small+20*entryCharge; got != want {
 		t.Errorf("charge: got %d, want %d", got, want)
 	}
-	o.advance(59999)
+	o.advance(60039)
 	if got, want := o.charge, pinned+entryCharge; got != want {
 		t.Errorf("charge of the last slice: got %d, want %d", got, want)
 	}
