@@ -69,7 +69,7 @@ func Run(t testing.TB, args ...string) (stdout, stderr string, status int) {
 	var out, log bytes.Buffer
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &out, &log
-	tieToParent(cmd)
+	prepare(cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func start(t testing.TB, cmd *exec.Cmd) *Server {
 	outR, outW := pipe(t)
 	errR, errW := pipe(t)
 	cmd.Stdout, cmd.Stderr = outW, errW
-	tieToParent(cmd)
+	prepare(cmd)
 	err := cmd.Start()
 	outW.Close()
 	errW.Close()
@@ -151,6 +151,13 @@ func start(t testing.TB, cmd *exec.Cmd) *Server {
 		t.Fatalf("got first line %q, want listening on NETWORK://ADDRESS", line)
 	}
 	return s
+}
+
+// prepare sets what all processes have in common.
+func prepare(cmd *exec.Cmd) {
+	tieToParent(cmd)
+	// By default a program with the race detector sleeps for a second before it exits.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 }
 
 func pipe(t testing.TB) (r, w *os.File) {
