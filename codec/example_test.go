@@ -32,15 +32,11 @@ func ExampleLengthField() {
 		pipeline.On(func(c *pipeline.Context, frame *buffer.Buf) error { c.Write(frame); return nil }),
 	)
 	ch.WriteInbound(buffer.FromString("\x00\x05hello"))
-	for m := ch.ReadOutbound(); m != nil; m = ch.ReadOutbound() {
-		b := m.(*buffer.Buf)
-		fmt.Printf("%q\n", b.ReadString(b.Len()))
-		b.Release()
-	}
+	b := ch.ReadOutbound().(*buffer.Buf)
+	fmt.Printf("%q\n", b.ReadString(b.Len()))
+	b.Release()
 	ch.Finish()
-	// Output:
-	// "\x00\x05"
-	// "hello"
+	// Output: "\x00\x05hello"
 }
 
 // netstring decodes "5:hello," as hello.

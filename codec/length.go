@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -20,10 +21,12 @@ import (
 // unfinished frame at the end of the stream is dropped.
 //
 // Outbound, Buf, FileRegion, []byte and string messages are payloads; others pass as
-// they are. The bytes of a large Buf and those of a region are not copied; the
-// promise of a write goes with the payload. A payload too large for the width fails
-// its write with ErrFrameTooLong. With Offset or Strip set, messages in both
-// directions are more than payloads, and what is written passes as it is.
+// they are. The bytes of a large Buf and those of a region are not copied, and a
+// frame that is sent on as it came leaves with the length it came with; the promise
+// of a write goes with the payload. A payload too large for the width fails its write
+// with ErrFrameTooLong; a region that fails for another reason, its length having
+// left, resets the channel. With Offset or Strip set, messages in both directions are
+// more than payloads, and what is written passes as it is.
 type LengthField struct {
 	Width        int  // bytes of the length field: 1, 2, 3, 4 or 8; 0 means 4
 	Max          int  // largest payload accepted; 0 means 1 MiB
@@ -94,13 +97,12 @@ func (d *lengthDecoder) Decode(c *pipeline.Context, in *buffer.Buf) (any, error)
 		return nil, nil
 	}
 	d.frame = 0
-	in.Skip(d.cfg.Strip)
-	return take(c, in, n-d.cfg.Strip), nil
+	return take(c, in, n, d.cfg.Strip), nil
 }
 
 // measure returns the size of the frame whose header in begins with.
 func (d *lengthDecoder) measure(in *buffer.Buf) (int, error) {
-	value := d.value(in)
+	value := d.value(in, in.ReaderIndex()+d.cfg.Offset)
 	payload := value + int64(d.cfg.Adjustment) // may overflow, and is negative then
 	if value < 0 || payload < d.least || payload > int64(d.cfg.Max) {
 		return 0, d.refused(value)
@@ -123,9 +125,8 @@ func (d *lengthDecoder) refused(value int64) error {
 	return e
 }
 
-// value returns the value of the length field.
-func (d *lengthDecoder) value(in *buffer.Buf) int64 {
-	i := in.ReaderIndex() + d.cfg.Offset
+// value returns the value of the length field at index i.
+func (d *lengthDecoder) value(in *buffer.Buf, i int) int64 {
 	if d.cfg.LittleEndian {
 		switch d.cfg.Width {
 		case 1:
@@ -159,19 +160,29 @@ func (d *lengthDecoder) value(in *buffer.Buf) int64 {
 // of its neighbours.
 const copyFrame = 512
 
-// take returns the next n bytes of in as a message: in itself, a copy or a slice.
-func take(c *pipeline.Context, in *buffer.Buf, n int) *buffer.Buf {
-	if in.Len() == n && (n > copyFrame || !wasteful(in.Pinned(), n)) {
-		return in
-	}
-	if n <= copyFrame {
-		if b, err := c.Alloc().TryAlloc(n); err == nil {
-			b.Write(in.Next(n))
-			return b
+// take returns the next n bytes of in as a message, the first skip of them read: in
+// itself, a copy or a slice.
+func take(c *pipeline.Context, in *buffer.Buf, n, skip int) *buffer.Buf {
+	b := in
+	switch {
+	case in.Len() == n && (n > copyFrame || !wasteful(in.Pinned(), n)):
+	case n > copyFrame:
+		b = in.ReadSlice(n)
+	default:
+		var err error
+		if b, err = c.Alloc().TryAlloc(n); err != nil {
+			b = in.ReadSlice(n)
+			break
 		}
+		b.Write(in.Next(n))
 	}
-	return in.ReadSlice(n)
+	b.Skip(skip)
+	return b
 }
+
+// joinBody is up to how many bytes a payload is copied to be one message with its
+// length. It would be copied anyway, together with its neighbours.
+const joinBody = 256
 
 // HandleWrite implements [pipeline.WriteHandler].
 func (h *lengthHandler) HandleWrite(c *pipeline.Context, msg any, p *eventloop.Promise) error {
@@ -179,20 +190,46 @@ func (h *lengthHandler) HandleWrite(c *pipeline.Context, msg any, p *eventloop.P
 		c.ForwardWrite(msg, p)
 		return nil
 	}
-	var n int64
 	switch m := msg.(type) {
 	case *buffer.Buf:
-		n = int64(m.Len())
+		return h.writeBuf(c, m, p)
 	case *buffer.FileRegion:
-		n = m.Remaining()
+		return h.writeBehind(c, m, m.Remaining(), whole(c, p))
 	case []byte:
 		return writeFramed(h, c, m, p)
 	case string:
 		return writeFramed(h, c, m, p)
-	default:
-		c.ForwardWrite(msg, p)
+	}
+	c.ForwardWrite(msg, p)
+	return nil
+}
+
+// writeBuf writes b with its length in front.
+func (h *lengthHandler) writeBuf(c *pipeline.Context, b *buffer.Buf, p *eventloop.Promise) error {
+	n, width := b.Len(), h.dec.cfg.Width
+	if i := b.ReaderIndex() - width; i >= 0 && b.Refs() == 1 && h.dec.value(b, i) == int64(n)-int64(h.dec.cfg.Adjustment) {
+		// The length is there already: b is a frame that is sent on as it came.
+		b.Unread(width)
+		c.ForwardWrite(b, p)
 		return nil
 	}
+	if n > joinBody {
+		return h.writeBehind(c, b, int64(n), p)
+	}
+	framed, err := h.prefix(c, int64(n), n)
+	if err == nil {
+		framed.WriteBuf(b)
+	}
+	b.Release()
+	if err != nil {
+		return err
+	}
+	c.ForwardWrite(framed, p)
+	return nil
+}
+
+// writeBehind writes a length of n and then msg.
+func (h *lengthHandler) writeBehind(c *pipeline.Context, msg any, n int64, p *eventloop.Promise) error {
 	head, err := h.prefix(c, n, 0)
 	if err != nil {
 		buffer.Release(msg)
@@ -201,6 +238,25 @@ func (h *lengthHandler) HandleWrite(c *pipeline.Context, msg any, p *eventloop.P
 	c.ForwardWrite(head, nil)
 	c.ForwardWrite(msg, p)
 	return nil
+}
+
+// whole returns the promise of a payload that may be refused when its length has been
+// written already. Then the peer would take what follows for the payload, so the
+// channel is reset.
+func whole(c *pipeline.Context, p *eventloop.Promise) *eventloop.Promise {
+	w := eventloop.NewPromise(c.Loop())
+	w.Then(func(err error) {
+		switch {
+		case err == nil:
+			p.Complete(nil)
+		case errors.Is(err, pipeline.ErrClosed), errors.Is(err, pipeline.ErrOutputShutdown):
+			p.Complete(err) // as the length was
+		default:
+			c.Pipeline().FailWrite(p, err)
+			c.Channel().Reset()
+		}
+	})
+	return w
 }
 
 // writeFramed writes v, which would be copied anyway, together with its length.

@@ -101,7 +101,7 @@ func TestFrameErrorSaysTheLength(t *testing.T) {
 	}
 	var fe *codec.FrameError
 	if !errors.As(got, &fe) || fe.Length != 1<<31 || fe.Max != 1000 || !errors.Is(got, codec.ErrFrameTooLong) {
-		t.Errorf("got error %v, want a FrameError with length %d, maximum 1000", got, 1<<31)
+		t.Errorf("got error %v, want a FrameError with length %d, maximum 1000", got, int64(1)<<31)
 	}
 	if ch.Open() {
 		t.Error("the channel is open after a frame that is too long, want it closed")
@@ -119,8 +119,9 @@ func TestLengthFieldPrepends(t *testing.T) {
 		msg  any      // a function makes the message
 		want []string // messages at the head
 	}{
-		{"a Buf is not copied", codec.LengthField{Width: 4}, func() any { return buffer.FromString("abc") }, []string{"\x00\x00\x00\x03", "abc"}},
-		{"an empty Buf", codec.LengthField{Width: 2}, func() any { return buffer.FromString("") }, []string{"\x00\x00", ""}},
+		{"a small Buf", codec.LengthField{Width: 4}, func() any { return buffer.FromString("abc") }, []string{"\x00\x00\x00\x03abc"}},
+		{"a large Buf", codec.LengthField{Width: 4}, func() any { return buffer.FromString(strings.Repeat("x", 1000)) }, []string{"\x00\x00\x03\xe8", strings.Repeat("x", 1000)}},
+		{"an empty Buf", codec.LengthField{Width: 2}, func() any { return buffer.FromString("") }, []string{"\x00\x00"}},
 		{"bytes", codec.LengthField{Width: 2}, []byte("abc"), []string{"\x00\x03abc"}},
 		{"a string", codec.LengthField{Width: 2}, "abc", []string{"\x00\x03abc"}},
 		{"width 1", codec.LengthField{Width: 1}, "abc", []string{"\x03abc"}},
@@ -165,7 +166,119 @@ func TestLengthFieldDoesNotCopyTheBody(t *testing.T) {
 	finish(t, ch)
 }
 
+// A frame that is sent on as it came leaves with the length it came with, without a
+// copy; one that was changed gets its own.
+func TestLengthFieldSendsOnWhatCame(t *testing.T) {
+	payload := strings.Repeat("x", 1000)
+	frame := "\x03\xe8" + payload
+	tests := []struct {
+		name string
+		in   string
+		with func(b *buffer.Buf)
+		want []string
+	}{
+		{"as it came", frame, func(*buffer.Buf) {}, []string{frame}},
+		{"one of several", frame + frame, func(*buffer.Buf) {}, []string{frame, frame}},
+		{"small", "\x00\x01a\x00\x00", func(*buffer.Buf) {}, []string{"\x00\x01a", "\x00\x00"}},
+		{"shorter", frame, func(b *buffer.Buf) { b.Skip(10) }, []string{"\x03\xde", payload[10:]}},
+		{"longer", frame, func(b *buffer.Buf) { b.WriteUint8('y') }, []string{"\x03\xe9", payload + "y"}},
+		{"read and as long", frame, func(b *buffer.Buf) { b.Skip(2); b.WriteUint16(0x7a7a) }, []string{"\x03\xe8", payload[2:] + "zz"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ch := embedded.New(codec.LengthField{Width: 2}, pipeline.On(func(c *pipeline.Context, b *buffer.Buf) error {
+				tt.with(b)
+				c.Write(b)
+				return nil
+			}))
+			ch.WriteInbound(buffer.FromString(tt.in))
+			if got := outbound(ch); !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			finish(t, ch)
+		})
+	}
+}
+
+// Who has kept a reference to a frame finds it as it was after writing it.
+func TestLengthFieldLeavesAFrameThatIsKept(t *testing.T) {
+	payload := strings.Repeat("x", 1000)
+	ch := embedded.New(codec.LengthField{Width: 2}, pipeline.On(func(c *pipeline.Context, b *buffer.Buf) error {
+		c.Write(b.Retain())
+		if got := text(b); got != payload {
+			t.Errorf("got %q after the write, want the payload as before", got)
+		}
+		b.Release()
+		return nil
+	}))
+	ch.WriteInbound(buffer.FromString("\x03\xe8" + payload))
+	if got, want := outbound(ch), []string{"\x03\xe8", payload}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	finish(t, ch)
+}
+
 func TestLengthFieldPrependsToARegion(t *testing.T) {
+	ch := embedded.New(codec.LengthField{Width: 2})
+	region := newRegion(t)
+	done := 0
+	ch.Do(func() {
+		ch.WriteThen(region, func(err error) {
+			if done++; err != nil {
+				t.Errorf("got completion %v, want nil", err)
+			}
+		})
+	})
+	head := ch.ReadOutbound().(*buffer.Buf)
+	if got, want := text(head), "\x00\x05"; got != want {
+		t.Errorf("got header %q, want %q", got, want)
+	}
+	head.Release()
+	if got := ch.ReadOutbound(); got != region {
+		t.Errorf("got %v as the body, want the region that was written", got)
+	}
+	region.Release()
+	if done != 1 {
+		t.Errorf("got %d completions, want 1", done)
+	}
+	finish(t, ch)
+}
+
+// A payload that is refused when its length has been written leaves the stream out of
+// step: the channel is reset.
+func TestLengthFieldResetsWhenARegionIsRefused(t *testing.T) {
+	refuse := pipeline.OnWrite(func(_ *pipeline.Context, r *buffer.FileRegion, _ *completion) error {
+		r.Release()
+		return errOdd
+	})
+	for _, asked := range []bool{false, true} {
+		ch := embedded.New(refuse, codec.LengthField{Width: 2})
+		var got error
+		ch.Do(func() {
+			if asked {
+				ch.WriteThen(newRegion(t), func(err error) { got = err })
+			} else {
+				ch.Write(newRegion(t))
+			}
+		})
+		if !asked {
+			got = ch.CheckError()
+		}
+		if got != errOdd || ch.Open() {
+			t.Errorf("asked %v: got error %v, open %v; want %v, false", asked, got, ch.Open(), errOdd)
+		}
+		if err := ch.CloseReason(); !errors.Is(err, pipeline.ErrReset) {
+			t.Errorf("asked %v: got close reason %v, want a reset", asked, err)
+		}
+		// On a closed channel nothing more is reported.
+		ch.WriteOutbound(newRegion(t))
+		finish(t, ch)
+	}
+}
+
+// newRegion returns a region of 5 bytes.
+func newRegion(t *testing.T) *buffer.FileRegion {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(name, []byte("0123456789"), 0o600); err != nil {
 		t.Fatal(err)
@@ -174,25 +287,14 @@ func TestLengthFieldPrependsToARegion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	region := buffer.NewFileRegion(f, 2, 5)
-	ch := embedded.New(codec.LengthField{Width: 2})
-	ch.WriteOutbound(region)
-	head := ch.ReadOutbound().(*buffer.Buf)
-	if got, want := head.ReadString(head.Len()), "\x00\x05"; got != want {
-		t.Errorf("got header %q, want %q", got, want)
-	}
-	head.Release()
-	if got := ch.ReadOutbound(); got != region {
-		t.Errorf("got %v as the body, want the region that was written", got)
-	}
-	region.Release()
-	finish(t, ch)
+	return buffer.NewFileRegion(f, 2, 5)
 }
 
 // The completion of a write is that of its last message.
 func TestLengthFieldCompletesWithTheBody(t *testing.T) {
 	for _, msg := range []func() any{
 		func() any { return buffer.FromString("abc") },
+		func() any { return buffer.FromString(strings.Repeat("x", 1000) + "abc") },
 		func() any { return "abc" },
 		func() any { return []byte("abc") },
 	} {

@@ -56,9 +56,9 @@ func (d *lineDecoder) Decode(c *pipeline.Context, in *buffer.Buf) (any, error) {
 	}
 	d.seen = 0
 	if d.cfg.KeepEnd {
-		return take(c, in, end+1), nil
+		return take(c, in, end+1, 0), nil
 	}
-	line := take(c, in, n)
+	line := take(c, in, n, 0)
 	in.Skip(end + 1 - n)
 	return line, nil
 }

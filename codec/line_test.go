@@ -1,6 +1,7 @@
 package codec_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,21 @@ func TestLineDoesNotStepBackOntoReadBytes(t *testing.T) {
 		}
 		finish(t, ch)
 	}
+}
+
+// Bytes that were searched are not searched again.
+func TestLineSearchesOnlyNewBytes(t *testing.T) {
+	ch := embedded.New(codec.Line{})
+	b := buffer.FromString("ab")
+	other := b.Duplicate()
+	ch.WriteInbound(b)
+	other.SetUint8At(0, '\n') // would be found by a second search
+	ch.WriteInbound(buffer.FromString("c\nd\n"))
+	if got, want := inbound(ch), []string{"\nbc", "d"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	other.Release()
+	finish(t, ch)
 }
 
 // An answer to the line that is too long leaves before the close that follows it.
