@@ -208,6 +208,10 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 			}
 			bytes += int(n)
 		}
+		if len(parts) == before+1 {
+			// Frames that are sent on as they came lie side by side.
+			parts = sys.JoinLast(parts)
+		}
 	}
 	return parts, bytes, mapped, nil
 }

@@ -243,7 +243,7 @@ func TestBadDescriptor(t *testing.T) {
 	_, readvErr := Readv(bad, []Iovec{MakeIovec(make([]byte, 1))})
 	_, writeErr := Write(bad, make([]byte, 1))
 	_, slowErr := WriteSlow(bad, make([]byte, 1))
-	_, writevErr := Writev(bad, []Iovec{MakeIovec(make([]byte, 1))})
+	_, writevErr := Writev(bad, parts(make([]byte, 2), 1))
 	_, slowvErr := WritevSlow(bad, []Iovec{MakeIovec(make([]byte, 1))})
 	_, sendmsgErr := Sendmsg(bad, []Iovec{MakeIovec(make([]byte, 1))}, 0)
 	_, readFileErr := ReadFile(bad, make([]byte, 1), 0)
