@@ -128,7 +128,8 @@ func (r *Registration) key() uint64 { return uint64(r.gen)<<32 | uint64(r.slot) 
 // EventHangup and EventError. The first call lets the poller know the descriptor,
 // and so does the first after Suspend, also with 0; asking for what is asked for
 // already costs nothing. It fails with [ErrClosed] after Close, and with the
-// kernel's error for a descriptor that cannot be polled.
+// kernel's error for a descriptor that cannot be polled, if that is known at once;
+// otherwise EventError comes.
 //
 // Loop only.
 func (r *Registration) SetInterest(ev Event) error {
@@ -195,9 +196,11 @@ func (r *Registration) Submit(op *Op) error {
 }
 
 // Close ends the registration: the descriptor leaves the poller now, events that
-// are already on their way are dropped, and no new Op can start. closefd, which may
-// be nil, is called on the loop once the last Op has ended, inside this call if
-// there is none; it closes the descriptor. A second Close does nothing.
+// are already on their way are dropped, and no new Op can start. Ops that are under
+// way may be asked to end early; HandleOp is called for each all the same. closefd,
+// which may be nil, is called on the loop once nothing uses the descriptor any more:
+// perhaps inside this call, perhaps in a later turn. It closes the descriptor. A
+// second Close does nothing.
 //
 // Loop only.
 func (r *Registration) Close(closefd func()) {
@@ -239,7 +242,7 @@ func (r *Registration) opEnded(op *Op) {
 }
 
 // Op is one use of a descriptor that outlives the call that starts it: a sendfile
-// of a cold file, a splice to disk, a close that lingers. While it is under way the
+// of a cold file, a splice to disk, a close that may sleep. While it is under way the
 // descriptor stays open. Today the poller knows only readiness, so Run is called on
 // the group's [Offload]; a poller that takes requests will run some of them itself,
 // and nothing in the handle will tell.
@@ -250,7 +253,7 @@ func (r *Registration) opEnded(op *Op) {
 // Concurrency: the fields belong to the loop, except while the Op is under way:
 // then only to it.
 type Op struct {
-	Run func() (int64, error) // the blocking call; a panic in it becomes Err
+	Run func() (int64, error) // the blocking call, not nil; a panic in it becomes Err
 
 	N   int64 // what Run returned, when it has ended
 	Err error

@@ -16,7 +16,9 @@ type poller interface {
 	arm(r *Registration, ev Event) error
 
 	// disarm ends the reporting for r. It may take effect later: outcomes with the
-	// key of r may still come and are dropped by whoever looks the key up.
+	// key of r may still come and are dropped by whoever looks the key up; so an
+	// outcome with a key owns nothing. What a request brought (a descriptor, a buffer)
+	// stays with the poller until the handle takes it, and goes back when r closes.
 	disarm(r *Registration) error
 
 	// submit starts op and reports true, or reports false if op is not for this
@@ -34,7 +36,7 @@ type poller interface {
 	// after close.
 	wake() error
 
-	// close frees the poller's descriptors.
+	// close frees the poller's descriptors. Nothing is armed or submitted any more.
 	close() error
 }
 

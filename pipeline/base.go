@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"sync"
 	"sync/atomic"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -45,8 +44,9 @@ type Base struct {
 	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
 	high, low  atomic.Int64
 	closeErr   atomic.Pointer[closeReason]
-	closed     *eventloop.Promise
-	ctx        lazyContext
+	ended      atomic.Bool                       // the descriptor is gone
+	closed     atomic.Pointer[eventloop.Promise] // made when asked for
+	ctx        atomic.Pointer[lazyContext]       // likewise
 }
 
 type closeReason struct{ err error }
@@ -85,7 +85,6 @@ func (b *Base) Setup(self Channel, core Core, cfg BaseConfig) {
 	b.manualFlush = cfg.ManualFlush
 	b.autoRead.Store(!cfg.ManualRead)
 	b.SetWaterMarks(cfg.LowWater, cfg.HighWater)
-	b.closed = eventloop.NewPromise(cfg.Loop)
 	b.pl.init(b)
 }
 
@@ -117,10 +116,37 @@ func (b *Base) Open() bool { return b.closeErr.Load() == nil }
 func (b *Base) Active() bool { return b.active.Load() }
 
 // Context implements [Channel].
-func (b *Base) Context() context.Context { return b.ctx.get(b) }
+func (b *Base) Context() context.Context {
+	l := b.ctx.Load()
+	if l == nil {
+		l = new(lazyContext)
+		l.Context, l.cancel = context.WithCancelCause(context.Background())
+		if !b.ctx.CompareAndSwap(nil, l) {
+			l.cancel(nil)
+			l = b.ctx.Load()
+		}
+	}
+	if err := b.CloseReason(); err != nil {
+		l.cancel(err)
+	}
+	return l.Context
+}
 
 // Closed implements [Channel].
-func (b *Base) Closed() eventloop.Future { return b.closed.Future() }
+func (b *Base) Closed() eventloop.Future { return b.closing().Future() }
+
+// closing returns the promise behind Closed.
+func (b *Base) closing() *eventloop.Promise {
+	p := b.closed.Load()
+	if p == nil {
+		b.closed.CompareAndSwap(nil, eventloop.NewPromise(b.loop))
+		p = b.closed.Load()
+	}
+	if b.ended.Load() {
+		p.Complete(nil)
+	}
+	return p
+}
 
 // CloseReason implements [Channel].
 func (b *Base) CloseReason() error {
@@ -217,33 +243,10 @@ func (t *turnFlush) Run() {
 	b.pl.guardedFlush(b.pl.tail.prev)
 }
 
-// lazyContext makes the context.Context of a channel when it is first asked for.
+// lazyContext is the context.Context of a channel, made when it is first asked for.
 type lazyContext struct {
-	mu     sync.Mutex
-	ctx    context.Context
+	context.Context
 	cancel context.CancelCauseFunc
-	cause  error // set when the channel has closed
-}
-
-func (l *lazyContext) get(b *Base) context.Context {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ctx == nil {
-		l.ctx, l.cancel = context.WithCancelCause(context.Background())
-		if l.cause != nil {
-			l.cancel(l.cause)
-		}
-	}
-	return l.ctx
-}
-
-func (l *lazyContext) close(cause error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.cause = cause
-	if l.cancel != nil {
-		l.cancel(cause)
-	}
 }
 
 // onLoop asserts, in builds with invariants, that the caller is the loop.

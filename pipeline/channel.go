@@ -32,7 +32,8 @@ type Channel interface {
 	RemoteAddr() net.Addr
 
 	// Open reports that the channel has not closed; Active, that it is also
-	// connected or bound.
+	// connected or bound. They become false, and Context ends, when the channel gives
+	// up its descriptor; if an operation still uses that, Closed completes later.
 	Open() bool
 	Active() bool
 	// Context is cancelled when the channel closes, with CloseReason as its cause.
@@ -52,7 +53,8 @@ type Channel interface {
 	// goes to HandleError, unless it is a consequence of the close.
 	Write(msg any)
 	// WriteThen is Write; then is called once, on the loop, when msg has left or has
-	// failed.
+	// failed. Left means that the transport has taken it: a Buf that was retained may
+	// be changed in place only when its Exclusive says so.
 	WriteThen(msg any, then func(error))
 	// Flush sends what was written, now.
 	Flush()
@@ -120,8 +122,9 @@ type Core interface {
 	DoRead()
 	// DoReadStop withdraws such a request: AutoRead went off.
 	DoReadStop()
-	// DoClose closes; a later call may be more urgent than the first. When the
-	// descriptor is gone the Core calls [Base.MarkClosed] and then fails its queue.
+	// DoClose closes; a later call may be more urgent than the first. The
+	// Core calls [Base.MarkClosing] when it gives up and [Base.MarkClosed] when the
+	// descriptor is gone; then it fails its queue.
 	DoClose(mode CloseMode, reason error)
 	// DoCloseWrite closes the sending side behind the queue, then completes p.
 	DoCloseWrite(p *eventloop.Promise)

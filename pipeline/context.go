@@ -24,19 +24,18 @@ type Context struct {
 	reader     ReadHandler // handler, if it is one
 	writer     WriteHandler
 	p          *Pipeline
-	mask       mask
 
 	// Loop-only. Where reads and writes go from here, past the handlers that do not
 	// take them. After removal they are next and prev, which may be such handlers.
 	nextRead, prevWrite *Context
 
 	// Fixed when it has been added.
-	ordinal int // names it among the handlers of its type when name is empty
 	name    string
-	typ     *handlerType
+	typ     *handlerType // of what was passed to Add: the Maker, or the handler
 	handler any
-	given   any // what was passed to Add: the Maker, or the handler
+	ordinal int32 // names it among the handlers of its type when name is empty
 
+	mask    mask
 	removed atomic.Bool // any goroutine; stored on the loop
 }
 
@@ -60,7 +59,7 @@ func (c *Context) Name() string {
 	if c.name != "" {
 		return c.name
 	}
-	return c.typ.name + "#" + strconv.Itoa(c.ordinal)
+	return c.typ.name + "#" + strconv.Itoa(int(c.ordinal))
 }
 
 // Remove removes the handler from its pipeline. A second call returns

@@ -59,7 +59,7 @@ type guardState struct {
 	inner  *Pipeline
 	cur    *Context
 	frames int
-	errors int
+	errors int32
 }
 
 // guarded reports whether a panic now would come to a guard of p before one of

@@ -36,7 +36,7 @@ func (h headHandler) HandleConnect(_ *Context, remote, local net.Addr, p *eventl
 
 func (h headHandler) HandleClose(_ *Context, p *eventloop.Promise) error {
 	if p != nil {
-		h.b.closed.Then(func(error) { p.Complete(nil) })
+		h.b.closing().Then(func(error) { p.Complete(nil) })
 	}
 	h.b.core.DoClose(CloseFlushed, nil)
 	return nil

@@ -96,14 +96,12 @@ func (b *Base) MarkActive() {
 	}
 }
 
-// MarkClosed tells all who wait that the channel has closed, and has the pipeline
-// told in a later task: HandleInactive if it was active, HandleUnregistered, then
-// the handlers are removed from the tail to the head. Loop-only; later calls do
-// nothing. The Core fails its queue with [Base.CloseReason] afterwards.
-func (b *Base) MarkClosed(reason error) {
+// MarkClosing makes Open and Active false, sets CloseReason and cancels Context:
+// the channel has given up its descriptor, which an operation may still be using.
+// MarkClosed follows when it is gone. Loop-only; later calls do nothing.
+func (b *Base) MarkClosing(reason error) {
 	b.onLoop()
-	o := b.life.close()
-	if o == 0 {
+	if !b.Open() {
 		return
 	}
 	err := ErrClosed
@@ -112,14 +110,32 @@ func (b *Base) MarkClosed(reason error) {
 	}
 	b.active.Store(false)
 	b.closeErr.Store(&closeReason{err})
-	b.ctx.close(err)
+	if l := b.ctx.Load(); l != nil {
+		l.cancel(err)
+	}
+}
+
+// MarkClosed tells all who wait that the channel has closed, and has the pipeline
+// told in a later task: HandleInactive if it was active, HandleUnregistered, then
+// the handlers are removed from the tail to the head. It does what MarkClosing does
+// if that has not been called. Loop-only; later calls do nothing. The Core fails its
+// queue with [Base.CloseReason] afterwards.
+func (b *Base) MarkClosed(reason error) {
+	b.MarkClosing(reason)
+	o := b.life.close()
+	if o == 0 {
+		return
+	}
 	// Behind the callbacks, also if one of them is ended by runtime.Goexit.
 	defer func() {
 		if t := (&endTask{b, o}); b.loop.Submit(t) != nil {
 			t.Run()
 		}
 	}()
-	b.closed.Complete(nil)
+	b.ended.Store(true)
+	if p := b.closed.Load(); p != nil {
+		p.Complete(nil)
+	}
 }
 
 type endTask struct {

@@ -43,6 +43,7 @@ func (m mask) hold() mask { return m << holdShift }
 
 // handlerType is what the pipeline knows of a Go type, found once.
 type handlerType struct {
+	rt   reflect.Type
 	name string // names handlers that were added as one, with a number
 	mask mask   // 0 if it implements no handler interface
 }
@@ -60,8 +61,13 @@ func typeOf(v any) *handlerType {
 	if known, ok := handlerTypes.Load(t); ok {
 		return known.(*handlerType)
 	}
-	known, _ := handlerTypes.LoadOrStore(t, &handlerType{name: typeName(v, t), mask: maskOf(v)})
+	known, _ := handlerTypes.LoadOrStore(t, &handlerType{rt: t, name: typeName(v, t), mask: maskOf(v)})
 	return known.(*handlerType)
+}
+
+// is reports whether a value of the type is a want, as a type assertion does.
+func (t *handlerType) is(want reflect.Type) bool {
+	return t.rt == want || want.Kind() == reflect.Interface && t.rt.Implements(want)
 }
 
 // typeNamer is a handler of this package whose type's name would tell little.

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"net"
+	"reflect"
 	"sync"
 
 	"github.com/runnel-io/runnel/eventloop"
@@ -36,8 +37,8 @@ type Pipeline struct {
 	// Loop-only.
 	cur     *Context // the handler that runs
 	frames  []frame  // notifications under way, promises in a handler's hands
-	depth   int      // guards under way
-	inError int      // HandleError calls under way
+	depth   int32    // guards under way
+	inError int32    // HandleError calls under way
 	normal  bool     // the innermost guarded stretch has come to its end
 	exiting bool     // a Goexit is unwinding this goroutine
 	removed bool     // all handlers have been removed: the channel is over
@@ -48,9 +49,9 @@ type Pipeline struct {
 func (p *Pipeline) init(b *Base) {
 	p.base, p.loop, p.scope = b, b.loop, scopeOf(b.loop)
 	h, t := headHandler{b}, tailHandler{b}
-	p.head = Context{p: p, handler: h, given: h, name: "head", writer: h,
+	p.head = Context{p: p, handler: h, name: "head", writer: h,
 		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
-	p.tail = Context{p: p, handler: t, given: t, name: "tail", reader: t,
+	p.tail = Context{p: p, handler: t, name: "tail", reader: t,
 		mask: maskRead | maskEvent | maskError}
 	p.head.next, p.head.nextRead = &p.tail, &p.tail
 	p.tail.prev, p.tail.prevWrite = &p.head, &p.head
@@ -186,10 +187,7 @@ func Find[T any](p *Pipeline) *Context {
 		defer p.mu.Unlock()
 	}
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if _, ok := c.given.(T); ok {
-			return c
-		}
-		if _, ok := c.handler.(T); ok {
+		if _, ok := c.handler.(T); ok || c.typ.is(reflect.TypeFor[T]()) {
 			return c
 		}
 	}
@@ -284,7 +282,7 @@ func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
 	if t.mask.twice() {
 		return nil, fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
 	}
-	c := &Context{p: p, handler: handler, given: given, name: name, typ: typeOf(given), mask: t.mask}
+	c := &Context{p: p, handler: handler, name: name, typ: typeOf(given), mask: t.mask}
 	c.reader, _ = handler.(ReadHandler)
 	c.writer, _ = handler.(WriteHandler)
 	return c, nil

@@ -113,6 +113,7 @@ func (s *stream) closeNow(reset bool, reason error) {
 		return
 	}
 	s.at = streamClosed
+	s.MarkClosing(reason)
 	for !s.dropQueue() {
 	}
 	waiting := s.out.takeWaiting()

@@ -220,6 +220,7 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 		return
 	}
 	l.done = true
+	l.MarkClosing(reason)
 	if l.waiting != nil {
 		l.waiting.Stop()
 		l.waiting = nil

@@ -41,12 +41,13 @@ type outbound struct {
 	queued uint64 // bytes ever added
 	sent   uint64 // bytes that have left
 
-	charge  int64 // pinned bytes, as the water marks count them
-	regions int
-	gather  int  // bytes for the next writev
-	merge   int  // size of the next merge buffer
-	merging bool // the last entry is a merge buffer of ours
-	behind  int  // entries behind the one that was last charged for its block, if that waits
+	charge int64 // pinned bytes, as the water marks count them
+
+	regions int32
+	gather  int32 // bytes for the next writev
+	merge   int32 // size of the next merge buffer
+	behind  int32 // entries behind the one that was last charged for its block, if that waits
+	merging bool  // the last entry is a merge buffer of ours
 }
 
 // entry is a message in the queue: a Buf or a region.
@@ -112,16 +113,11 @@ func (o *outbound) append(merged, b *buffer.Buf) {
 
 // nextMerge returns the size of a merge buffer that has to take n bytes at least.
 func (o *outbound) nextMerge(n int) int {
-	if o.merge == 0 {
-		o.merge = minMerge
+	size := max(int(o.merge), minMerge)
+	for size < n {
+		size *= 2
 	}
-	for o.merge < n {
-		o.merge *= 2
-	}
-	size := o.merge
-	if o.merge < maxMerge {
-		o.merge *= 2
-	}
+	o.merge = int32(min(2*size, max(maxMerge, size)))
 	return size
 }
 
@@ -133,7 +129,7 @@ func (o *outbound) push(e entry) {
 	o.behind++
 	if e.buf.Len() > mergeLimit {
 		if i := o.entries.n - o.behind; i >= 0 {
-			if c := o.entries.at(i); c.buf != nil && c.buf.SharesMemory(e.buf) {
+			if c := o.entries.at(int(i)); c.buf != nil && c.buf.SharesMemory(e.buf) {
 				o.charge -= c.charge - entryCharge
 				c.charge = entryCharge
 			}
@@ -186,12 +182,12 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 		o.gather = startGather
 	}
 	parts = iov[:0]
-	for i := 0; i < o.entries.n; i++ {
+	for i := 0; i < int(o.entries.n); i++ {
 		e := o.entries.at(i)
 		if e.region != nil {
 			return parts, bytes, mapped, e.region
 		}
-		if len(parts) > 0 && bytes+e.buf.Len() > o.gather || len(parts) == cap(iov) {
+		if len(parts) > 0 && bytes+e.buf.Len() > int(o.gather) || len(parts) == cap(iov) {
 			return parts, bytes, mapped, nil
 		}
 		before := len(parts)
@@ -220,11 +216,11 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 func (o *outbound) tried(offered, taken int) {
 	switch {
 	case taken == offered:
-		if 2*offered > o.gather {
-			o.gather = min(2*offered, maxGather)
+		if 2*offered > int(o.gather) {
+			o.gather = int32(min(2*offered, maxGather))
 		}
 	case offered > minGather && taken < offered/2:
-		o.gather = max(offered/2, minGather)
+		o.gather = int32(max(min(offered/2, maxGather), minGather))
 	}
 }
 

@@ -809,8 +809,11 @@ func TestColdFile(t *testing.T) {
 		closes := -1
 		r.k.sendfile = func() { closes = r.k.closes }
 		r.m.Enter(r.Reset)
-		if r.k.closes != 0 || !r.Open() {
+		if r.k.closes != 0 || r.Closed().Err() != nil || isDone(r.Closed().Done()) {
 			t.Error("closed while an Op uses the descriptor")
+		}
+		if r.Open() || !errors.Is(r.CloseReason(), pipeline.ErrReset) {
+			t.Errorf("after Reset: open %v, reason %v; want false, ErrReset", r.Open(), r.CloseReason())
 		}
 		r.m.RunUntilIdle()
 		if closes != 0 || r.k.closes != 1 {
@@ -818,6 +821,15 @@ func TestColdFile(t *testing.T) {
 		}
 		r.wantLog("inactive", "unregistered")
 	})
+}
+
+func isDone(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 func TestTooManyRegions(t *testing.T) {

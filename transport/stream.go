@@ -258,6 +258,8 @@ func (s *stream) readTurn(ending bool) {
 			counters.EmptyReads++
 			if err != sys.ErrAgain {
 				failure = err
+			} else if total == 0 {
+				s.wantRead = true // the request is not served yet
 			}
 			break
 		}

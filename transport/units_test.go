@@ -102,7 +102,7 @@ func TestGatherLimit(t *testing.T) {
 		{4 << 10, 1, 8 << 10},
 		{1 << 20, 1 << 20, maxGather},
 	} {
-		if o.tried(s.offered, s.taken); o.gather != s.want {
+		if o.tried(s.offered, s.taken); int(o.gather) != s.want {
 			t.Errorf("step %d: got %d, want %d", i, o.gather, s.want)
 		}
 	}
@@ -119,7 +119,7 @@ func TestFIFO(t *testing.T) {
 		if q.n > 0 && (*q.last() != next-1 || *q.first() != first) {
 			t.Fatalf("round %d: got %d to %d, want %d to %d", round, *q.first(), *q.last(), first, next-1)
 		}
-		for range min(q.n, round%5) {
+		for range min(int(q.n), round%5) {
 			*q.first() = 0
 			q.pop()
 			first++
