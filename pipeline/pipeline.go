@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/runnel-io/runnel/eventloop"
@@ -66,44 +67,46 @@ func (p *Pipeline) Channel() Channel { return p.base.self }
 // HandleAdded fails, that handler is removed again, the error goes to HandleError, from
 // the head on, and is returned, and the handlers after it are not added.
 func (p *Pipeline) Add(handlers ...any) error {
-	return p.addAll(handlers, func(*Context) *Context { return p.tail.prev })
+	return p.addAll(handlers, false)
 }
 
 // AddFirst is Add at the head: the first of handlers becomes the first of all.
-func (p *Pipeline) AddFirst(handlers ...any) error {
-	return p.addAll(handlers, func(last *Context) *Context {
-		if last == nil {
-			return &p.head
-		}
-		for last.removed.Load() { // by its own HandleAdded
-			last = last.prev
-		}
-		return last
-	})
+func (p *Pipeline) AddFirst(handlers ...any) error { return p.addAll(handlers, true) }
+
+// addAll adds handlers, on the loop in place: every connection comes here, and
+// nothing is left over for the collector.
+func (p *Pipeline) addAll(handlers []any, first bool) error {
+	if p.loop.InLoop() {
+		return p.addNow(handlers, first)
+	}
+	handlers = slices.Clone(handlers)
+	return p.change(func() error { return p.addNow(handlers, first) })
 }
 
-// addAll adds handlers, each behind the context that after returns for the one
-// added before it.
-func (p *Pipeline) addAll(handlers []any, after func(last *Context) *Context) error {
-	return p.change(func() error {
-		cs := make([]*Context, len(handlers))
-		for i, h := range handlers {
-			c, err := p.newContext("", h)
-			if err != nil {
-				return err
-			}
-			cs[i] = c
+// addNow adds handlers at the head or at the tail. Loop-only.
+func (p *Pipeline) addNow(handlers []any, first bool) error {
+	cs := make([]Context, len(handlers))
+	for i, h := range handlers {
+		if err := p.prepare(&cs[i], "", h); err != nil {
+			return err
 		}
-		var last *Context
-		for _, c := range cs {
-			p.nameByType(c)
-			if err := p.insert(c, after(last)); err != nil {
-				return err
-			}
-			last = c
+	}
+	at := &p.head
+	for i := range cs {
+		c := &cs[i]
+		if !first {
+			at = p.tail.prev
 		}
-		return nil
-	})
+		for at.removed.Load() { // by its own HandleAdded
+			at = at.prev
+		}
+		p.nameByType(c)
+		if err := p.insert(c, at); err != nil {
+			return err
+		}
+		at = c
+	}
+	return nil
 }
 
 // AddNamed appends one handler at the tail. An empty name means by type.
@@ -266,10 +269,16 @@ func (p *Pipeline) place(name string, handler any, after func() (*Context, error
 	return added, nil
 }
 
-// newContext prepares a context for handler, which it makes if it is a Maker.
+// newContext makes a context for handler.
 func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
+	c := new(Context)
+	return c, p.prepare(c, name, handler)
+}
+
+// prepare makes c the context of handler, which it makes if it is a Maker.
+func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 	if p.removed {
-		return nil, p.base.closeError()
+		return p.base.closeError()
 	}
 	given := handler
 	if m, ok := handler.(Maker); ok {
@@ -277,15 +286,15 @@ func (p *Pipeline) newContext(name string, handler any) (*Context, error) {
 	}
 	t := typeOf(handler)
 	if t.mask == 0 {
-		return nil, fmt.Errorf("%w: %T implements none of the handler interfaces", ErrNotHandler, handler)
+		return fmt.Errorf("%w: %T implements none of the handler interfaces", ErrNotHandler, handler)
 	}
 	if t.mask.twice() {
-		return nil, fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
+		return fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
 	}
-	c := &Context{p: p, handler: handler, name: name, typ: typeOf(given), mask: t.mask}
+	c.p, c.handler, c.name, c.typ, c.mask = p, handler, name, typeOf(given), t.mask
 	c.reader, _ = handler.(ReadHandler)
 	c.writer, _ = handler.(WriteHandler)
-	return c, nil
+	return nil
 }
 
 // nameByType gives c the next free number among the handlers of its type.

@@ -127,6 +127,7 @@ func (s *Server) setUp() {
 			group:        s.Group,
 			empty:        make(chan struct{}),
 		}
+		s.s.start = s.s.initChannel
 	})
 }
 
@@ -203,7 +204,8 @@ type server struct {
 	cfg          Config
 	init         func(pipeline.Channel) error
 	listenerInit func(pipeline.Channel) error
-	group        *eventloop.Group // nil: the shared default; each channel holds it
+	start        func(pipeline.Channel) error // initChannel, bound once
+	group        *eventloop.Group             // nil: the shared default; each channel holds it
 
 	mu        sync.Mutex
 	closing   bool
@@ -339,21 +341,11 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 
 // adopt is the last handler of a listener: it starts accepted channels.
 func (s *server) adopt(c *pipeline.Context, ch *stream) error {
-	init := func(pc pipeline.Channel) error {
-		if s.init == nil {
-			return nil
-		}
-		err := s.init(pc)
-		if err != nil {
-			s.logger().Error("Init failed", zap.Stringer("channel", ch), zap.Error(err))
-		}
-		return err
-	}
 	if ch.Loop() == c.Loop() {
-		ch.start(init)
+		ch.start(s.start)
 		return nil
 	}
-	if err := ch.Loop().Execute(func() { ch.start(init) }); err != nil {
+	if err := ch.Loop().Submit((*startTask)(ch)); err != nil {
 		// Its loop has ended: nobody else has the channel.
 		_ = sys.Close(ch.fd.fd)
 		s.ended(ch)
@@ -361,6 +353,23 @@ func (s *server) adopt(c *pipeline.Context, ch *stream) error {
 		return err
 	}
 	return nil
+}
+
+// startTask is an accepted channel as the task that starts it.
+type startTask stream
+
+func (t *startTask) Run() { (*stream)(t).start(t.srv.start) }
+
+// initChannel is the server's Init for an accepted channel.
+func (s *server) initChannel(ch pipeline.Channel) error {
+	if s.init == nil {
+		return nil
+	}
+	err := s.init(ch)
+	if err != nil {
+		s.logger().Error("Init failed", zap.Stringer("channel", ch.(*stream)), zap.Error(err))
+	}
+	return err
 }
 
 // shutdown drains.
