@@ -30,8 +30,8 @@ type Base struct {
 	pl     Pipeline
 
 	// Loop-only.
-	life        lifecycle
 	pending     int64 // as the Core last reported
+	life        lifecycle
 	flushQueued bool
 	manualFlush bool
 	held        bool // the handlers have been told that the channel is unwritable

@@ -276,3 +276,12 @@ func TestOpError(t *testing.T) {
 		t.Error("ErrConnectTimeout is not a net.Error that timed out")
 	}
 }
+
+// A channel fits the runtime's size class of 768 bytes: the next one has 896, of
+// which a million idle connections would feel every byte. Objects with pointers
+// above 512 bytes have a header of 8.
+func TestChannelSize(t *testing.T) {
+	if n := streamSize; wordSize == 8 && n > 760 {
+		t.Errorf("size of a stream: got %d, want at most 760", n)
+	}
+}
