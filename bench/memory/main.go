@@ -51,13 +51,13 @@ func main() {
 	flag.IntVar(&o.sndbuf, "sndbuf", 16<<10, "slow: SO_SNDBUF of the peers; 0 leaves it")
 	flag.IntVar(&o.mss, "mss", 256, "slow: TCP_MAXSEG of the peers, likewise; 0 leaves it")
 	flag.Float64Var(&o.heldLimit, "held-limit", 16, "held: exit with status 1 when the growth is over this many `MiB`; 0 only prints")
-	flag.Float64Var(&o.slowLimit, "slow-limit", -1, "slow: the same; -1 means 64 KiB a peer, the default high water mark")
-	flag.StringVar(&o.baseline, "baseline", "idle", "what the growth is counted from: `idle` (no connection yet) or connected (all connections, silent)")
+	flag.Float64Var(&o.slowLimit, "slow-limit", -1, "slow: the same; -1 means 128 KiB a peer, the default high water mark")
+	flag.StringVar(&o.baseline, "baseline", "connected", "what the growth is counted from: `idle` (no connection yet) or connected (all connections, silent)")
 	flag.Int64Var(&o.abort, "abort", 1024, "give up when the server has grown by this many `MiB`")
 	flag.IntVar(&o.serverCPU, "server-cpu", -1, "core of the server; -1 leaves it free")
 	flag.Parse()
 	if o.slowLimit < 0 {
-		o.slowLimit = float64(o.peers) * 64 / 1024
+		o.slowLimit = float64(o.peers) * 128 / 1024
 	}
 	if flag.NArg() > 0 || o.heldBytes < 1 || o.heldBytes > 8 || o.size < 1 || o.size > 64<<10 || o.conns < 1 || o.peers < 1 ||
 		(o.baseline != "idle" && o.baseline != "connected") || (*scenario != "held" && *scenario != "slow" && *scenario != "both") {
