@@ -296,14 +296,14 @@ func (c *Cache) refill(class int) error {
 	size := classSizes[class]
 	want := min(max(16<<10/size, 1), 32)
 	p.mu.Lock()
-	got, err := p.cut(c, class, want)
+	got, _ := p.cut(c, class, want)
 	p.unlock()
 	if got > 0 {
 		return nil
 	}
 	c.reclaim()
 	p.mu.Lock()
-	got, err = p.cut(c, class, 1)
+	got, err := p.cut(c, class, 1)
 	p.unlock()
 	if got > 0 {
 		return nil

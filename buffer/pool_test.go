@@ -78,7 +78,7 @@ func TestPoolConfig(t *testing.T) {
 	if s := buffer.Default().Stats(); s.Limit <= 0 {
 		t.Errorf("the default pool has limit %d", s.Limit)
 	}
-	if buffer.Default() != buffer.Default() {
+	if first := buffer.Default(); first != buffer.Default() {
 		t.Error("there are two default pools")
 	}
 }

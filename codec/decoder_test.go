@@ -51,9 +51,8 @@ func pairs(_ *pipeline.Context, in *buffer.Buf) (any, error) {
 
 // trace is a handler that records what reaches it, and does what it is told on it.
 type trace struct {
-	got  []string
-	kept []any
-	on   map[string]func(c *pipeline.Context)
+	got []string
+	on  map[string]func(c *pipeline.Context)
 }
 
 func (h *trace) note(c *pipeline.Context, s string) {

@@ -65,7 +65,7 @@ func TestAllocations(t *testing.T) {
 			m.SetPending(0)
 		})
 		checkAllocs(t, l, "an event", 0, func() { p.FireEvent(ev) })
-		checkAllocs(t, l, "an error", 0, func() { p.FireError(io1) })
+		checkAllocs(t, l, "an error", 0, func() { p.FireError(errSome) })
 		checkAllocs(t, l, "autoread off and on", 0, func() { m.SetAutoRead(false); m.SetAutoRead(true) })
 		checkAllocs(t, l, "a look at the room", 0, func() { _ = m.Writable(); _ = m.BytesBeforeUnwritable() })
 		checkAllocs(t, l, "a completion", 3, func() { msg.Retain(); m.WriteThen(msg, func(error) {}) })

@@ -293,8 +293,8 @@ func TestDesign1_FIFO(t *testing.T) {
 		{func() { first.FireRead(1) }, "read"},
 		{func() { m.Pipeline().FireEvent(1) }, "event"},
 		{func() { first.FireEvent(1) }, "event"},
-		{func() { m.Pipeline().FireError(io1) }, "error"},
-		{func() { first.FireError(io1) }, "error"},
+		{func() { m.Pipeline().FireError(errSome) }, "error"},
+		{func() { first.FireError(errSome) }, "error"},
 		{first.FireReadComplete, "complete"},
 		{func() { m.Write(1) }, "write"},
 		{func() { c.Write(1) }, "write"},
@@ -327,7 +327,7 @@ func TestDesign1_FIFO(t *testing.T) {
 	await(t, "the end", m.ended)
 }
 
-var io1 = errors.New("some error")
+var errSome = errors.New("some error")
 
 // Every public method is safe from anywhere while the loop changes the chain. It is
 // the race detector that judges this test.
@@ -952,13 +952,13 @@ func TestDesign4_FireAnywhere(t *testing.T) {
 	ch.Do(func() {
 		c.FireRead("x")
 		c.FireEvent("x")
-		c.FireError(io1)
+		c.FireError(errSome)
 		c.FireReadComplete()
 		c.Write("x")
 		c.Read()
 	})
 	checkCalls(t, "calls", log.take(), "b read", "b event", "b error", "b complete", "b flush", "a flush")
-	if v, ev, err := ch.ReadInbound(), ch.ReadEvent(), ch.CheckError(); v != "x" || ev != "x" || err != io1 {
+	if v, ev, err := ch.ReadInbound(), ch.ReadEvent(), ch.CheckError(); v != "x" || ev != "x" || err != errSome {
 		t.Errorf("at the tail: got %v, %v, %v", v, ev, err)
 	}
 	if ch.Parent() != nil || ch.Logger() == nil || ch.RemoteAddr() == nil {

@@ -168,8 +168,7 @@ type rigConfig struct {
 
 // recorder is the last handler of a rig: it writes down what happens.
 type recorder struct {
-	r    *rig
-	keep bool
+	r *rig
 }
 
 func (h *recorder) note(format string, args ...any) error {
