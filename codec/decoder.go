@@ -56,6 +56,9 @@ type LastDecoder interface {
 // by HandleError reaches the peer. A handler that still has answers to come
 // implements [pipeline.CloseHandler] and goes on with the close later.
 //
+// A message of more than Max bytes is such an error, a FrameError that wraps
+// ErrFrameTooLong, whether or not the Decoder has a limit of its own.
+//
 // A Decoder that holds on to anything implements [pipeline.RemovedHandler] as
 // well, and lets go of it there.
 type Decoding struct {

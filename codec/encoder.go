@@ -7,9 +7,10 @@ import (
 )
 
 // Encode makes a handler that turns outbound messages of type M into bytes; others
-// pass. f appends the bytes of msg to out. msg is released after f, if it is
-// counted, and out is dropped if f fails; its error fails the write. Netty:
-// MessageToByteEncoder.
+// pass. f appends the bytes of msg to out, and keeps neither. msg is released after
+// f, also if f fails, if it is counted, and out is dropped if f fails; its error
+// fails the write. What is to leave without being copied, such as a large Buf in
+// msg, is a matter for a pipeline.WriteHandler. Netty: MessageToByteEncoder.
 func Encode[M any](f func(c *pipeline.Context, msg M, out *buffer.Buf) error) pipeline.WriteHandler {
 	return encode[M](f)
 }

@@ -27,7 +27,9 @@ import (
 // kept must stay what they were; and no Buf may be left.
 //
 // Messages are compared as text: a Buf and a []byte by their bytes, others as
-// fmt.Sprint prints them. What a decoder makes of the end of the stream counts.
+// fmt.Sprint prints them, so a struct that holds a Buf has a method String that shows
+// the bytes without reading past them. Messages that are [buffer.Counted] are
+// released. What a decoder makes of the end of the stream counts.
 //
 // A decoder that keeps bytes between reads may have a method
 //
