@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"time"
@@ -151,13 +152,17 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 		})
 	}
 	settled := false
-	c.Channel().Closed().Then(func(error) {
-		if !settled {
-			s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: addrs[0], Err: c.Channel().CloseReason()})
-		}
+	// Not by Closed, which could not be told to forget it.
+	forget := context.AfterFunc(c.Channel().Context(), func() {
+		_ = c.Loop().Execute(func() {
+			if !settled {
+				s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: addrs[0], Err: c.Channel().CloseReason()})
+			}
+		})
 	})
 	d.connect(s, addrs, func(err error) {
 		settled = true
+		forget()
 		if timer != nil {
 			timer.Stop()
 		}
@@ -177,24 +182,45 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 // connect registers s and connects it. done is called once, on the loop: with nil
 // after HandleActive. Loop-only.
 func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
+	told := false
+	tell := func(err error) {
+		if !told {
+			told = true
+			done(err)
+		}
+	}
+	// Whatever its handlers do, a channel that closes cannot become active any more.
+	s.Closed().Then(func(error) { tell(connectClosed(s, addrs[0])) })
 	s.start(d.Init)
 	if s.at == streamClosed {
-		done(&OpError{Op: "connect", Addr: addrs[0], Err: s.CloseReason()})
 		return
 	}
 	p := eventloop.NewPromise(s.Loop())
 	p.Then(func(err error) {
-		if err != nil {
+		switch {
+		case err != nil:
+			tell(err)
 			// A handler may have refused to connect.
 			s.Abort(pipeline.CloseNow, err)
-			done(err)
-			return
+		case s.at == streamOpen:
+			tell(nil) // a handler has held the promise back
+		default:
+			// The promise is completed before the channel is active; whoever dials wants
+			// it active.
+			s.needRare().dialed = tell
 		}
-		// The promise is completed before the channel is active; whoever dials wants it
-		// active.
-		s.needRare().dialed = done
 	})
 	s.Pipeline().Connect(candidates(addrs), d.LocalAddr, p)
+}
+
+// connectClosed is the error of a connect whose channel has closed.
+func connectClosed(s *stream, addr net.Addr) error {
+	reason := s.CloseReason()
+	var op *OpError
+	if errors.As(reason, &op) && op.Op == "connect" {
+		return op
+	}
+	return &OpError{Op: "connect", Addr: addr, Err: reason}
 }
 
 // candidates are the addresses of one name, to be tried in turn. As a net.Addr, for
@@ -314,9 +340,7 @@ func (s *stream) connected() {
 	}
 	if done := r.dialed; done != nil {
 		r.dialed = nil
-		if s.at == streamClosed {
-			done(&OpError{Op: "connect", Addr: s.remote.load(), Err: s.CloseReason()})
-		} else {
+		if s.at != streamClosed {
 			done(nil)
 		}
 	}
