@@ -70,6 +70,9 @@ func newListener(srv *server, loop *eventloop.Loop, fd int, local net.Addr) *lis
 // start registers the listener. The handlers of the user come before the one that
 // starts the accepted channels. Loop-only.
 func (l *listener) start(init func(pipeline.Channel) error) error {
+	if l.done {
+		return l.CloseReason()
+	}
 	reg, err := l.Loop().Register(l.fd, l)
 	if err != nil {
 		(*listenerCore)(l).DoClose(pipeline.CloseNow, err)
@@ -120,7 +123,7 @@ func (l *listener) HandleIO(eventloop.Event) {
 		if ch := l.srv.accepted(l, fd, remote); ch != nil {
 			l.Pipeline().FireRead(ch)
 		}
-		if l.done || l.waiting != nil {
+		if l.done || l.waiting != nil || !l.AutoRead() {
 			break
 		}
 	}

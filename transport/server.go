@@ -105,6 +105,9 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	if err != nil {
 		return nil, &OpError{Op: "listen", Err: err}
 	}
+	if s.s.closed() {
+		return nil, ErrServerClosed
+	}
 	fd, bound, err := s.bind(network, local)
 	if err != nil {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
@@ -222,6 +225,13 @@ func (s *server) logger() *zap.Logger {
 	return s.cfg.Logger
 }
 
+// closed reports whether the server is closing.
+func (s *server) closed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 // addListener takes note of a listener. It reports false when the server is closing.
 func (s *server) addListener(l *listener) bool {
 	s.mu.Lock()
@@ -293,20 +303,29 @@ func (s *server) acquire() (*eventloop.Group, error) {
 func (s *server) listen(fd int, local net.Addr) (pipeline.Channel, error) {
 	g, err := s.acquire()
 	if err != nil {
+		unlink(local)
 		_ = sys.Close(fd)
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	l := newListener(s, g.Next(), fd, local)
 	if !s.addListener(l) {
+		unlink(local)
 		_ = sys.Close(fd)
 		g.Release()
 		return nil, ErrServerClosed
 	}
 	started := make(chan error, 1)
-	if err := l.Loop().Execute(func() { started <- l.start(s.listenerInit) }); err != nil {
-		_ = sys.Close(fd)
-		s.listenerEnded(l)
-		g.Release()
+	if err := l.Loop().Execute(func() {
+		err := pipeline.ErrGoexit // unless start returns
+		defer func() { started <- err }()
+		err = l.start(s.listenerInit)
+	}); err != nil {
+		if l.Open() { // else a Shutdown was quicker than the end of the loop
+			unlink(local)
+			_ = sys.Close(fd)
+			s.listenerEnded(l)
+			g.Release()
+		}
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	if err := <-started; err != nil {
@@ -340,19 +359,17 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 }
 
 // adopt is the last handler of a listener: it starts accepted channels.
-func (s *server) adopt(c *pipeline.Context, ch *stream) error {
-	if ch.Loop() == c.Loop() {
-		ch.start(s.start)
-		return nil
-	}
-	if err := ch.Loop().Submit((*startTask)(ch)); err != nil {
+func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
+	// On the same loop, too, it starts later: what its handlers do is none of the
+	// listener's business.
+	err := ch.Loop().Submit((*startTask)(ch))
+	if err != nil && ch.Open() {
 		// Its loop has ended: nobody else has the channel.
 		_ = sys.Close(ch.fd.fd)
 		s.ended(ch)
 		ch.Loop().Group().Release()
-		return err
 	}
-	return nil
+	return err
 }
 
 // startTask is an accepted channel as the task that starts it.
