@@ -136,19 +136,35 @@ func (s *stream) closeNow(reset bool, reason error) {
 			}
 			s.sock.close()
 		}
+		// Each is told, even if a callback of one before is ended by runtime.Goexit.
+		defer s.failAll(waiting)
+		defer s.MarkClosed(reason)
 		if dial != nil {
 			dial.failed(reason)
-		}
-		s.MarkClosed(reason)
-		err := s.CloseReason()
-		for _, p := range waiting {
-			p.Complete(err)
 		}
 	}
 	if s.reg != nil {
 		s.reg.Close(end)
 	} else {
 		end()
+	}
+}
+
+// failAll fails what waited for a channel that has closed.
+func (s *stream) failAll(waiting []*eventloop.Promise) {
+	if len(waiting) == 0 {
+		return
+	}
+	told := 0
+	defer func() {
+		if told < len(waiting) {
+			s.failAll(waiting[told:])
+		}
+	}()
+	err := s.CloseReason()
+	for _, p := range waiting {
+		told++
+		p.Complete(err)
 	}
 }
 

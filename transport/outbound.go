@@ -260,7 +260,7 @@ func (o *outbound) drop(e *entry) {
 	*e = entry{}
 	o.entries.pop()
 	if o.entries.n == 0 {
-		o.merging = false
+		o.merging, o.behind = false, 0
 		if o.merge > minMerge {
 			o.merge /= 2
 		}

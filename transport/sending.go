@@ -50,9 +50,14 @@ func (s *stream) flush() {
 	s.settle()
 }
 
-// flushed ends a flush. Callbacks may have asked for another one meanwhile.
+// flushed ends a flush. Callbacks may have asked for another one meanwhile, or have
+// closed the channel after its queue had been settled.
 func (s *stream) flushed() {
 	s.inFlush = false
+	if s.at == streamClosing && s.out.empty() && s.opRegion == nil {
+		s.closeEmpty()
+		return
+	}
 	if s.out.sent < s.flushTo && !s.blocked && s.opRegion == nil && (s.at == streamOpen || s.at == streamClosing) {
 		s.flushAgain()
 	}
@@ -72,8 +77,10 @@ type flushTask stream
 func (t *flushTask) Run() {
 	s := (*stream)(t)
 	defer s.contain()
+	s.entered = true
 	s.againQueue = false
 	s.flush()
+	s.entered = false
 }
 
 // sendParts sends the run of buffers at the head of the queue.
@@ -154,6 +161,7 @@ func (s *stream) regionSent(n, want int, err error) int {
 // HandleOp implements eventloop.IOHandle: a sendfile of a cold file has ended.
 func (s *stream) HandleOp(op *eventloop.Op) {
 	defer s.contain()
+	s.entered = true
 	r := s.opRegion
 	s.opRegion = nil
 	op.Run = nil
@@ -169,6 +177,7 @@ func (s *stream) HandleOp(op *eventloop.Op) {
 		s.settle()
 		s.updateInterest()
 	}
+	s.entered = false
 }
 
 // completeDue completes the promises of what has left.

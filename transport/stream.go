@@ -50,6 +50,7 @@ type stream struct {
 	at   streamState
 	recv recvSize
 
+	entered    bool // the loop is in one of this channel's methods
 	inIO       bool // HandleIO is under way: it settles the interest at its end
 	inFlush    bool
 	againQueue bool // the flush goes on in the next turn
@@ -143,19 +144,27 @@ func (s *stream) opened() {
 // HandleIO implements eventloop.IOHandle.
 func (s *stream) HandleIO(ev eventloop.Event) {
 	defer s.contain()
-	s.inIO = true
+	s.entered, s.inIO = true, true
 	s.ready(ev)
 	s.inIO = false
 	s.updateInterest()
+	s.entered = false
 }
 
 // contain, deferred where the loop enters, ends a channel whose transport panics,
 // over a message that was released too early for example, and no other. Handlers
-// and completions have guards of their own.
+// and most completions have guards of their own; a bare one may be ended by
+// runtime.Goexit.
 func (s *stream) contain() {
-	if v := recover(); v != nil {
-		s.inIO = false
+	if !s.entered {
+		return
+	}
+	v := recover()
+	s.entered, s.inIO = false, false
+	if v != nil {
 		s.broken(v)
+	} else {
+		s.closeNow(false, pipeline.ErrGoexit)
 	}
 }
 
