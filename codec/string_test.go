@@ -96,3 +96,17 @@ func TestEncodeReleasesTheMessage(t *testing.T) {
 	}
 	finish(t, ch)
 }
+
+// An Encode whose function panics leaves nothing behind.
+func TestEncodePanics(t *testing.T) {
+	before := buffer.Live()
+	ch := embedded.New(codec.Encode(func(*pipeline.Context, *buffer.Buf, *buffer.Buf) error { panic("no") }))
+	ch.WriteOutbound(buffer.FromString("x"))
+	if err := ch.CheckError(); err == nil {
+		t.Error("got no error, want the panic")
+	}
+	_ = ch.Finish()
+	if n := buffer.Live() - before; n != 0 {
+		t.Errorf("live buffers: got %d, want 0", n)
+	}
+}

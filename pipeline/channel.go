@@ -42,7 +42,8 @@ type Channel interface {
 	// gone, HandleInactive is still to come.
 	Closed() eventloop.Future
 	// CloseReason is nil while the channel is open, then an error that matches
-	// ErrClosed and wraps the reason, if there was one.
+	// ErrClosed and wraps the reason, if there was one: io.EOF when the peer ended, a
+	// transport.OpError for an error of the socket, nothing when this side closed it.
 	CloseReason() error
 
 	// Alloc makes buffers for this channel; on the loop it takes no lock.
@@ -50,18 +51,20 @@ type Channel interface {
 
 	// Write sends msg through the whole pipeline. It takes msg over, whether or not
 	// it succeeds. It leaves at the end of the loop's turn, or at Flush. A failure
-	// goes to HandleError, unless it is a consequence of the close.
+	// goes to HandleError, unless it is a consequence of the close. What is written
+	// before the channel is active waits until it is, and fails if the connect does.
 	Write(msg any)
 	// WriteThen is Write; then is called once, on the loop, when msg has left or has
 	// failed. Left means that the transport has taken it: a Buf that was retained may
-	// be changed in place only when its Exclusive says so.
+	// be changed in place only when its Exclusive says so. then may be called before
+	// WriteThen returns; a panic in it is the handler's.
 	WriteThen(msg any, then func(error))
 	// Flush sends what was written, now.
 	Flush()
 	// Read asks for one turn of reading; needed only while AutoRead is off.
 	Read()
-	// Close lets what was written leave first, then closes. Meanwhile the channel
-	// reads nothing.
+	// Close lets what was written leave first, then closes. Once the close has passed
+	// the CloseHandlers the channel reads nothing.
 	Close()
 	// CloseThen is Close; then is called once, on the loop, when it has closed.
 	CloseThen(then func(error))

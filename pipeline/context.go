@@ -329,7 +329,8 @@ func (c *Context) Execute(f func()) error {
 	return c.p.loop.Execute(func() { c.p.run(c, f) })
 }
 
-// Schedule calls f on the loop as this handler, not before d has passed.
+// Schedule calls f on the loop as this handler, not before d has passed; also after
+// the handler has been removed or the channel has closed: stop it in HandleRemoved.
 func (c *Context) Schedule(d time.Duration, f func()) *eventloop.Timer {
 	return c.p.loop.Schedule(d, func() { c.p.run(c, f) })
 }

@@ -11,6 +11,14 @@
 // and an event goes straight to the next handler that wants it. Start with [On],
 // which turns a function into a handler of one message type.
 //
+// An error that a method returns goes to HandleError, of the handler itself if it
+// has it, else of the next one that does; the channel stays open unless somebody
+// closes it. Outbound it fails the operation. A panic goes the same way, as a
+// [*PanicError], and then the channel is closed.
+//
+// A handler with state belongs to one place in one pipeline: make it in Init, or add
+// a [Maker]. Nothing finds out if it is shared.
+//
 // Messages are counted: passing one on ([Context.FireRead], [Context.Write])
 // hands its reference over, whether or not that succeeds.
 package pipeline

@@ -17,8 +17,6 @@ var (
 	ErrGoexit = errors.New("pipeline: handler called runtime.Goexit")
 	// ErrReset is the reason of a channel closed by Reset.
 	ErrReset = errors.New("pipeline: channel reset")
-	// ErrNotConnected fails a write on a channel that is not active yet.
-	ErrNotConnected = errors.New("pipeline: channel not connected")
 	// ErrOutputShutdown fails a write after CloseWrite.
 	ErrOutputShutdown = errors.New("pipeline: sending side closed")
 	// ErrNoHandler reports a handler that a pipeline does not have.

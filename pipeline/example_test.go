@@ -121,6 +121,7 @@ func (h *greeting) HandleRead(c *pipeline.Context, msg any) error {
 		return nil
 	}
 	h.done = true
+	buffer.Release(msg)
 	c.FireActive()
 	return nil
 }

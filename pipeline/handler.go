@@ -22,8 +22,9 @@ import (
 
 // ReadHandler consumes inbound messages. Netty: channelRead.
 //
-// HandleRead owns msg: it releases it, keeps it or passes it on, on every way
-// out, errors included.
+// HandleRead owns msg: it releases it, keeps it or passes it on, on every way out,
+// errors and panics included. A message that is not passed on is best released by a
+// defer, and input of unknown length read by the TryRead methods.
 type ReadHandler interface {
 	HandleRead(c *Context, msg any) error
 }
@@ -59,7 +60,8 @@ type InactiveHandler interface {
 }
 
 // WritabilityHandler is told that Channel.Writable has changed; it may have
-// changed again by the time of the call. Netty: channelWritabilityChanged.
+// changed again by the time of the call. It may be called from inside the Write that
+// passed the mark, so a handler that writes in a loop is entered again. Netty: channelWritabilityChanged.
 type WritabilityHandler interface {
 	HandleWritability(c *Context) error
 }
@@ -119,7 +121,9 @@ type ConnectHandler interface {
 	HandleConnect(c *Context, remote, local net.Addr, p *eventloop.Promise) error
 }
 
-// CloseHandler takes part in closing; it goes on with [Context.ForwardClose].
+// CloseHandler takes part in closing; it goes on with [Context.ForwardClose]. It is
+// called for each Close, also while it holds an earlier one back; meanwhile the
+// channel reads and writes as before.
 // Closes that the transport decides on (errors, Reset, the end of a drain) do not
 // pass here. Netty: close.
 type CloseHandler interface {

@@ -31,12 +31,14 @@ type Config struct {
 	// ReadWhileUnwritable makes an accepted channel go on reading while it is not
 	// writable. By default it pauses, so that a peer that sends and does not read
 	// cannot fill the memory. A dialed channel never pauses by itself: if both sides
-	// of a connection did, two full pipes would wait for each other for ever.
+	// of a connection did, two full pipes would wait for each other for ever. A proxy
+	// sets it, and couples its two ends by SetAutoRead.
 	ReadWhileUnwritable bool
 
 	// HalfClose keeps the channel open when the peer has closed its sending side;
 	// handlers get the user event pipeline.InputShutdown. By default the channel
-	// closes then, after what was written before has left.
+	// closes then, after what was written before has left; an answer that is made later
+	// is lost. When both directions have ended the channel closes by itself.
 	HalfClose bool
 	// CloseTimeout bounds a Close that waits: for how long the peer may take nothing
 	// of what was written before. 0 means 10 s; negative is an error.

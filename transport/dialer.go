@@ -100,7 +100,8 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 // DialThen connects to addr on the loop of c, and calls then as c's handler, exactly
 // once, with the active channel or with an error. It never waits, and is what a
 // handler, a proxy's for example, calls. Names are looked up by the group's Offload;
-// the attempt ends when c's channel closes.
+// the attempt ends when c's channel closes, with an error that matches
+// pipeline.ErrClosed.
 func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(ch pipeline.Channel, err error)) {
 	cfg, err := d.Config.check()
 	if err != nil {

@@ -60,7 +60,7 @@ const (
 type Draining struct{}
 
 // ListenAndServe listens on addr and serves until ctx ends; then it drains for at
-// most DrainTimeout (see Shutdown) and returns nil. It returns an *OpError if it
+// most DrainTimeout (see Shutdown) and returns nil; the Server is spent then. It returns an *OpError if it
 // cannot listen, and what closed the listener if something else did.
 //
 // network is "tcp", "tcp4", "tcp6" or "unix"; for TCP addr is host:port, where a
@@ -91,7 +91,8 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 }
 
 // Listen listens on addr, see ListenAndServe, and returns the listener's channel,
-// which is active and accepts. ctx bounds only the look-up of a host's name. It must
+// which is active and accepts; its LocalAddr has the port that was picked. To close
+// it stops this listener and nothing else. ctx bounds only the look-up of a host's name. It must
 // not be called on a loop.
 func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
