@@ -1,0 +1,145 @@
+package transport_test
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/codec"
+	"github.com/runnel-io/runnel/pipeline"
+	"github.com/runnel-io/runnel/transport"
+)
+
+// upper answers lines in capitals.
+func upper(c *pipeline.Context, line *buffer.Buf) error {
+	defer line.Release()
+	for _, b := range line.Next(line.Len()) {
+		if 'a' <= b && b <= 'z' {
+			b -= 'a' - 'A'
+		}
+		c.Write(string(rune(b)))
+	}
+	c.Write("\n")
+	return nil
+}
+
+// A server on a port that the system picks, a client, and the end of both.
+func ExampleServer_Listen() {
+	ctx := context.Background()
+	srv := &transport.Server{Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(codec.Line{Max: 80}, pipeline.On(upper))
+	}}
+	l, err := srv.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	answers := make(chan string)
+	d := &transport.Dialer{Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(codec.Line{Max: 80}, pipeline.On(func(_ *pipeline.Context, line *buffer.Buf) error {
+			defer line.Release()
+			answers <- line.ReadString(line.Len())
+			return nil
+		}))
+	}}
+	ch, err := d.Dial(ctx, "tcp", l.LocalAddr().String())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	ch.Write("hello\n") // from any goroutine
+	fmt.Println(<-answers)
+	ch.Close()
+
+	fmt.Println(srv.Shutdown(ctx)) // returns when the last channel has ended
+	// Output:
+	// HELLO
+	// <nil>
+}
+
+// A proxy: each accepted channel dials the target on its own loop, so the two can
+// call each other without locks. What one end cannot send, the other stops reading.
+func ExampleDialer_DialThen() {
+	ctx := context.Background()
+	target := &transport.Server{Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(codec.Line{Max: 80}, pipeline.On(upper))
+	}}
+	to, err := target.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	cfg := transport.Config{HalfClose: true, ReadWhileUnwritable: true, ManualRead: true}
+	proxy := &transport.Server{Config: cfg, Init: func(front pipeline.Channel) error {
+		return front.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error {
+			d := &transport.Dialer{Config: cfg, Init: func(back pipeline.Channel) error {
+				return back.Pipeline().Add(&coupled{to: front})
+			}}
+			d.DialThen(c, "tcp", to.LocalAddr().String(), func(back pipeline.Channel, err error) {
+				if err != nil {
+					front.Close()
+					return
+				}
+				_ = front.Pipeline().Add(&coupled{to: back})
+				front.SetAutoRead(true)
+				back.SetAutoRead(true)
+			})
+			return nil
+		}))
+	}}
+	l, err := proxy.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	answers := make(chan string)
+	client, err := (&transport.Dialer{Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(codec.Line{Max: 80}, pipeline.On(func(_ *pipeline.Context, line *buffer.Buf) error {
+			defer line.Release()
+			answers <- line.ReadString(line.Len())
+			return nil
+		}))
+	}}).Dial(ctx, "tcp", l.LocalAddr().String())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client.Write("through the proxy\n")
+	fmt.Println(<-answers)
+	client.Close()
+	fmt.Println(proxy.Shutdown(ctx), target.Shutdown(ctx))
+	// Output:
+	// THROUGH THE PROXY
+	// <nil> <nil>
+}
+
+// coupled is one end of a proxy: what it reads goes to the other end.
+type coupled struct{ to pipeline.Channel }
+
+func (h *coupled) HandleRead(_ *pipeline.Context, msg any) error {
+	h.to.Write(msg)
+	return nil
+}
+
+// HandleWritability stops the other end's reading while this one is full.
+func (h *coupled) HandleWritability(c *pipeline.Context) error {
+	h.to.SetAutoRead(c.Channel().Writable())
+	return nil
+}
+
+func (h *coupled) HandleEvent(c *pipeline.Context, ev any) error {
+	if _, ok := ev.(pipeline.InputShutdown); ok {
+		h.to.CloseWrite()
+		return nil
+	}
+	c.FireEvent(ev)
+	return nil
+}
+
+func (h *coupled) HandleInactive(*pipeline.Context) error {
+	h.to.Close()
+	return nil
+}
