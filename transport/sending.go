@@ -229,9 +229,17 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 			err = ErrTooManyRegions
 		}
 	case []byte:
-		err = addBytes(s, m, p)
+		var b *buffer.Buf
+		if b, err = s.Alloc().TryAlloc(len(m)); err == nil {
+			b.Write(m)
+			s.out.addBuf(b, p, s.Alloc())
+		}
 	case string:
-		err = addBytes(s, m, p)
+		var b *buffer.Buf
+		if b, err = s.Alloc().TryAlloc(len(m)); err == nil {
+			b.WriteString(m)
+			s.out.addBuf(b, p, s.Alloc())
+		}
 	default:
 		buffer.Release(msg)
 		err = ErrUnsupportedMessage
@@ -253,17 +261,6 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 		return
 	}
 	s.SetPending(s.out.charge)
-}
-
-// addBytes queues a copy of v.
-func addBytes[T []byte | string](s *stream, v T, p *eventloop.Promise) error {
-	b, err := s.Alloc().TryAlloc(len(v))
-	if err != nil {
-		return err
-	}
-	b.WriteString(string(v))
-	s.out.addBuf(b, p, s.Alloc())
-	return nil
 }
 
 // refuse fails a write that came too late. A close is reported by itself; only a
