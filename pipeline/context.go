@@ -30,10 +30,9 @@ type Context struct {
 	nextRead, prevWrite *Context
 
 	// Fixed when it has been added.
-	name    string
 	typ     *handlerType // of what was passed to Add: the Maker, or the handler
 	handler any
-	ordinal int32 // names it among the handlers of its type when name is empty
+	ordinal int32 // names it among the handlers of its type when it was given no name
 
 	mask    mask
 	removed atomic.Bool // any goroutine; stored on the loop
@@ -46,7 +45,7 @@ func (c *Context) Channel() Channel { return c.p.base.self }
 func (c *Context) Pipeline() *Pipeline { return c.p }
 
 // Loop returns the channel's loop.
-func (c *Context) Loop() *eventloop.Loop { return c.p.loop }
+func (c *Context) Loop() *eventloop.Loop { return c.p.base.loop }
 
 // Alloc makes buffers for this channel.
 func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
@@ -56,8 +55,8 @@ func (c *Context) Handler() any { return c.handler }
 
 // Name returns the name that the handler was added with, or Type#N.
 func (c *Context) Name() string {
-	if c.name != "" {
-		return c.name
+	if c.typ.given != "" {
+		return c.typ.given
 	}
 	return c.typ.name + "#" + strconv.Itoa(int(c.ordinal))
 }
@@ -72,7 +71,7 @@ func (c *Context) Removed() bool { return c.removed.Load() }
 // FireRead passes a message on to the next ReadHandler.
 func (c *Context) FireRead(msg any) {
 	p := c.p
-	if !p.loop.InLoop() || !p.guarded() {
+	if !p.base.loop.InLoop() || !p.guarded() {
 		c.enterRead(msg)
 		return
 	}
@@ -91,7 +90,7 @@ func (c *Context) FireRead(msg any) {
 
 // enterRead is FireRead where the pipeline is entered.
 func (c *Context) enterRead(msg any) {
-	if c.p.loop.InLoop() {
+	if c.p.base.loop.InLoop() {
 		c.p.guardedRead(c.nextRead, msg)
 		return
 	}
@@ -101,7 +100,7 @@ func (c *Context) enterRead(msg any) {
 // FireEvent passes a user event on to the next EventHandler.
 func (c *Context) FireEvent(ev any) {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opFireEvent, c: c, msg: ev})
 		return
 	}
@@ -121,7 +120,7 @@ func (p *Pipeline) guardedEvent(c *Context, ev any) {
 // FireError passes an error on to the next ErrorHandler.
 func (c *Context) FireError(err error) {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opFireError, c: c, err: err})
 		return
 	}
@@ -169,7 +168,7 @@ func (c *Context) FireWritability() { c.fire(maskWritability) }
 
 func (c *Context) fire(ev mask) {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opNotify, c: c, ev: ev})
 		return
 	}
@@ -188,7 +187,7 @@ func (c *Context) WriteThen(msg any, then func(error)) { c.ForwardWrite(msg, c.p
 // nil.
 func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {
 	pl := c.p
-	if !pl.loop.InLoop() || !pl.guarded() {
+	if !pl.base.loop.InLoop() || !pl.guarded() {
 		c.enterWrite(msg, p)
 		return
 	}
@@ -215,7 +214,7 @@ func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {
 
 // enterWrite is ForwardWrite where the pipeline is entered.
 func (c *Context) enterWrite(msg any, p *eventloop.Promise) {
-	if c.p.loop.InLoop() {
+	if c.p.base.loop.InLoop() {
 		c.p.base.touch()
 		c.p.guardedWrite(c.prevWrite, msg, p)
 		return
@@ -232,7 +231,7 @@ func (p *Pipeline) guardedWrite(c *Context, msg any, pr *eventloop.Promise) {
 // Flush sends what was written, now.
 func (c *Context) Flush() {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opFlush, c: c})
 		return
 	}
@@ -253,7 +252,7 @@ func (p *Pipeline) guardedFlush(c *Context) {
 // on with a request that a [ReadRequestHandler] was called with.
 func (c *Context) Read() {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opRead, c: c})
 		return
 	}
@@ -291,7 +290,7 @@ func (c *Context) ForwardConnect(remote, local net.Addr, p *eventloop.Promise) {
 // do runs an operation in place on the loop, and posts it elsewhere.
 func (c *Context) do(o op) {
 	p := c.p
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(o)
 		return
 	}
@@ -307,7 +306,7 @@ func (c *Context) promise(then func(error)) *eventloop.Promise {
 	if then == nil {
 		return nil
 	}
-	p := eventloop.NewPromise(c.p.loop)
+	p := eventloop.NewPromise(c.p.base.loop)
 	p.Then(func(err error) { c.callback(then, err) })
 	return p
 }
@@ -315,7 +314,7 @@ func (c *Context) promise(then func(error)) *eventloop.Promise {
 // callback calls a completion. On the loop it is guarded like a handler's method;
 // when the loop has ended it runs where the end was found.
 func (c *Context) callback(then func(error), err error) {
-	if !c.p.loop.InLoop() {
+	if !c.p.base.loop.InLoop() {
 		then(err)
 		return
 	}
@@ -326,13 +325,13 @@ func (c *Context) callback(then func(error), err error) {
 // the loop, too, f runs later. After the channel's loop has ended f does not run
 // and Execute returns eventloop.ErrLoopClosed.
 func (c *Context) Execute(f func()) error {
-	return c.p.loop.Execute(func() { c.p.run(c, f) })
+	return c.p.base.loop.Execute(func() { c.p.run(c, f) })
 }
 
 // Schedule calls f on the loop as this handler, not before d has passed; also after
 // the handler has been removed or the channel has closed: stop it in HandleRemoved.
 func (c *Context) Schedule(d time.Duration, f func()) *eventloop.Timer {
-	return c.p.loop.Schedule(d, func() { c.p.run(c, f) })
+	return c.p.base.loop.Schedule(d, func() { c.p.run(c, f) })
 }
 
 // notify calls the method of notification m, in the form that m says.

@@ -14,7 +14,7 @@ import (
 // where a handler of one channel calls into another; there is one recover per such
 // entry, not one per handler. The pipeline records which handler runs (p.cur), which
 // notifications are under way and which promises are in a handler's hands
-// (p.frames), so that after a panic the guard knows whom to tell, what still has to
+// (scope.frames), so that after a panic the guard knows whom to tell, what still has to
 // go on and what has failed.
 
 // frame is a notification that is being delivered, or the promise of an operation
@@ -27,7 +27,8 @@ type frame struct {
 
 // scope is what the pipelines of one loop share. Loop-only.
 type scope struct {
-	inner *Pipeline // whose guard is the innermost one on the stack, nil if there is none
+	inner  *Pipeline // whose guard is the innermost one on the stack, nil if there is none
+	frames []frame   // notifications under way, promises in a handler's hands; each guard's behind those of the guards outside it
 }
 
 // scopes finds the scope of a loop by its ID.
@@ -73,7 +74,7 @@ func (p *Pipeline) guarded() bool { return p.scope.inner == p }
 //	p.normal = true
 func (p *Pipeline) enter() guardState {
 	s := p.scope
-	g := guardState{inner: s.inner, cur: p.cur, frames: len(p.frames), errors: p.inError}
+	g := guardState{inner: s.inner, cur: p.cur, frames: len(p.scope.frames), errors: p.inError}
 	s.inner = p
 	p.depth++
 	return g
@@ -88,17 +89,17 @@ func (p *Pipeline) leave(g guardState) {
 	p.normal = false
 	p.depth--
 	p.cur, p.inError, p.scope.inner = g.cur, g.errors, g.inner
-	if len(p.frames) != g.frames {
+	if len(p.scope.frames) != g.frames {
 		p.cut(g.frames)
 	}
 }
 
 // cut drops all frames but the first n.
 func (p *Pipeline) cut(n int) {
-	for i := len(p.frames) - 1; i >= n; i-- { // nearly always one, for which clear is dear
-		p.frames[i] = frame{}
+	for i := len(p.scope.frames) - 1; i >= n; i-- { // nearly always one, for which clear is dear
+		p.scope.frames[i] = frame{}
 	}
-	p.frames = p.frames[:n]
+	p.scope.frames = p.scope.frames[:n]
 }
 
 // failed deals with a panic, or with a Goexit when v is nil: HandleError first,
@@ -107,7 +108,7 @@ func (p *Pipeline) cut(n int) {
 // What a further Goexit interrupts is done all the same.
 func (p *Pipeline) failed(g guardState, v any) {
 	cur, inError := p.cur, p.inError > g.errors
-	frames := append([]frame(nil), p.frames[g.frames:]...)
+	frames := append([]frame(nil), p.scope.frames[g.frames:]...)
 	p.cut(g.frames)
 	p.cur, p.inError, p.scope.inner, p.errFrom = g.cur, g.errors, g.inner, nil
 	defer func() {
@@ -197,7 +198,7 @@ func (p *Pipeline) runInit(init func(Channel) error) (err error) {
 		if v := recover(); v != nil {
 			err = newPanicError("Init", v)
 		}
-		frames := append([]frame(nil), p.frames[g.frames:]...)
+		frames := append([]frame(nil), p.scope.frames[g.frames:]...)
 		p.normal = true
 		p.leave(g)
 		if err != nil {

@@ -129,6 +129,7 @@ func (b *Base) MarkClosed(reason error) {
 	// Behind the callbacks, also if one of them is ended by runtime.Goexit.
 	defer func() {
 		if t := (&endTask{b, o}); b.loop.Submit(t) != nil {
+			b.pl.scope = new(scope) // the loop has ended: whoever finds out may not share
 			t.Run()
 		}
 	}()

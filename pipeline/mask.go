@@ -43,10 +43,24 @@ func (m mask) hold() mask { return m << holdShift }
 
 // handlerType is what the pipeline knows of a Go type, found once.
 type handlerType struct {
-	rt   reflect.Type
-	name string // names handlers that were added as one, with a number
-	mask mask   // 0 if it implements no handler interface
+	rt    reflect.Type
+	name  string // names handlers that were added as one, with a number
+	given string // the name of the one handler that has this copy, instead
+	mask  mask   // 0 if it implements no handler interface
 }
+
+// called returns a copy of t for a handler that was given a name, or t if that is
+// empty.
+func (t *handlerType) called(name string) *handlerType {
+	if name == "" {
+		return t
+	}
+	c := *t
+	c.given = name
+	return &c
+}
+
+var headType, tailType = &handlerType{given: "head"}, &handlerType{given: "tail"}
 
 // handlerTypes holds the types that were ever added, reflect.Type to *handlerType.
 // A program has only so many.

@@ -14,7 +14,7 @@ import (
 // the loop has ended meanwhile, then runs on the worker.
 func (c *Context) Offload(work func(ctx context.Context) (any, error), then func(v any, err error)) {
 	o := &offloaded{c: c, work: work, then: then, ctx: c.p.base.Context()}
-	if err := c.p.loop.Offload().Submit(o.do); err != nil {
+	if err := c.p.base.loop.Offload().Submit(o.do); err != nil {
 		o.err = err
 		o.back()
 	}
@@ -46,7 +46,7 @@ func (o *offloaded) do() {
 
 // back returns to the loop.
 func (o *offloaded) back() {
-	if o.c.p.loop.Submit(o) != nil {
+	if o.c.p.base.loop.Submit(o) != nil {
 		o.then(o.v, o.err)
 	}
 }

@@ -167,10 +167,10 @@ type inHand struct {
 // hand records that the handler of c is called, with the promise pr, which may be
 // nil. A panic fails the promise.
 func (p *Pipeline) hand(c *Context, pr *eventloop.Promise) inHand {
-	h := inHand{p.cur, len(p.frames)}
+	h := inHand{p.cur, len(p.scope.frames)}
 	p.cur = c
 	if pr != nil {
-		p.frames = append(p.frames, frame{c: c, promise: pr})
+		p.scope.frames = append(p.scope.frames, frame{c: c, promise: pr})
 	}
 	return h
 }
@@ -178,7 +178,7 @@ func (p *Pipeline) hand(c *Context, pr *eventloop.Promise) inHand {
 // handed ends it.
 func (p *Pipeline) handed(h inHand) {
 	p.cur = h.cur
-	if len(p.frames) != h.frames {
+	if len(p.scope.frames) != h.frames {
 		p.cut(h.frames)
 	}
 }

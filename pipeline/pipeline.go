@@ -29,7 +29,6 @@ import (
 // or when the loop is a Manual, it is refused with [eventloop.ErrWouldDeadlock].
 type Pipeline struct {
 	base       *Base
-	loop       *eventloop.Loop
 	scope      *scope
 	head, tail Context
 
@@ -37,7 +36,6 @@ type Pipeline struct {
 
 	// Loop-only.
 	cur     *Context // the handler that runs
-	frames  []frame  // notifications under way, promises in a handler's hands
 	depth   int32    // guards under way
 	inError int32    // HandleError calls under way
 	normal  bool     // the innermost guarded stretch has come to its end
@@ -48,11 +46,11 @@ type Pipeline struct {
 }
 
 func (p *Pipeline) init(b *Base) {
-	p.base, p.loop, p.scope = b, b.loop, scopeOf(b.loop)
+	p.base, p.scope = b, scopeOf(b.loop)
 	h, t := headHandler{b}, tailHandler{b}
-	p.head = Context{p: p, handler: h, name: "head", writer: h,
+	p.head = Context{p: p, handler: h, typ: headType, writer: h,
 		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
-	p.tail = Context{p: p, handler: t, name: "tail", reader: t,
+	p.tail = Context{p: p, handler: t, typ: tailType, reader: t,
 		mask: maskRead | maskEvent | maskError}
 	p.head.next, p.head.nextRead = &p.tail, &p.tail
 	p.tail.prev, p.tail.prevWrite = &p.head, &p.head
@@ -76,7 +74,7 @@ func (p *Pipeline) AddFirst(handlers ...any) error { return p.addAll(handlers, t
 // addAll adds handlers, on the loop in place: every connection comes here, and
 // nothing is left over for the collector.
 func (p *Pipeline) addAll(handlers []any, first bool) error {
-	if p.loop.InLoop() {
+	if p.base.loop.InLoop() {
 		return p.addNow(handlers, first)
 	}
 	handlers = slices.Clone(handlers)
@@ -175,7 +173,7 @@ func (p *Pipeline) Remove(ref any) error {
 
 // Get returns the context of a handler by its name, or nil.
 func (p *Pipeline) Get(name string) *Context {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
@@ -185,7 +183,7 @@ func (p *Pipeline) Get(name string) *Context {
 // Find returns the context of the first handler that was added as a T, or nil. For a
 // handler made by a [Maker] T is the Maker's type or the handler's.
 func Find[T any](p *Pipeline) *Context {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
@@ -199,7 +197,7 @@ func Find[T any](p *Pipeline) *Context {
 
 // Names returns the handlers' names from head to tail.
 func (p *Pipeline) Names() []string {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
@@ -216,7 +214,7 @@ type enterer interface{ Enter(f func()) }
 
 // change makes a structural change on the loop.
 func (p *Pipeline) change(f func() error) error {
-	if p.loop.InLoop() {
+	if p.base.loop.InLoop() {
 		return f()
 	}
 	if e, ok := p.base.core.(enterer); ok {
@@ -224,11 +222,11 @@ func (p *Pipeline) change(f func() error) error {
 		e.Enter(func() { err = f() })
 		return err
 	}
-	if eventloop.WouldDeadlock() || p.loop.Group() == nil {
+	if eventloop.WouldDeadlock() || p.base.loop.Group() == nil {
 		return eventloop.ErrWouldDeadlock
 	}
 	done := make(chan error, 1)
-	if err := p.loop.Execute(func() {
+	if err := p.base.loop.Execute(func() {
 		err := ErrGoexit // unless f returns
 		defer func() {
 			if v := recover(); v != nil {
@@ -291,7 +289,7 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 	if t.mask.twice() {
 		return fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
 	}
-	c.p, c.handler, c.name, c.typ, c.mask = p, handler, name, typeOf(given), t.mask
+	c.p, c.handler, c.typ, c.mask = p, handler, typeOf(given).called(name), t.mask
 	c.reader, _ = handler.(ReadHandler)
 	c.writer, _ = handler.(WriteHandler)
 	return nil
@@ -302,7 +300,7 @@ func (p *Pipeline) nameByType(c *Context) {
 	c.ordinal = 0
 	named := false
 	for o := p.head.next; o != &p.tail; o = o.next {
-		if o.name != "" {
+		if o.typ.given != "" {
 			named = true
 		} else if o.typ.name == c.typ.name && o.ordinal >= c.ordinal {
 			c.ordinal = o.ordinal + 1
@@ -336,7 +334,7 @@ func (p *Pipeline) callAdded(c *Context) (err error) {
 		if v != nil {
 			err = newPanicError(c.Name(), v)
 		}
-		frames := append([]frame(nil), p.frames[g.frames:]...)
+		frames := append([]frame(nil), p.scope.frames[g.frames:]...)
 		broken := !p.normal
 		p.normal = true
 		p.leave(g)
@@ -451,7 +449,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 
 func (p *Pipeline) byName(name string) *Context {
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if c.name == name || c.name == "" && c.Name() == name {
+		if c.Name() == name {
 			return c
 		}
 	}
@@ -512,7 +510,7 @@ func (p *Pipeline) deliverError(c *Context, err error) {
 // notify delivers a notification to all handlers from c on, until one holds it.
 func (p *Pipeline) notify(c *Context, ev mask) {
 	both := ev | ev.hold()
-	prev, n := p.cur, len(p.frames)
+	prev, n := p.cur, len(p.scope.frames)
 	for ; c != nil; c = c.next {
 		m := c.mask & both
 		if m == 0 {
@@ -523,7 +521,7 @@ func (p *Pipeline) notify(c *Context, ev mask) {
 			own = 0 // held: a panic does not make it go on
 		}
 		p.cur = c
-		p.frames = append(p.frames, frame{c: c, ev: own})
+		p.scope.frames = append(p.scope.frames, frame{c: c, ev: own})
 		if err := c.notify(m); err != nil {
 			p.failedAt(c, err)
 		}
@@ -615,7 +613,7 @@ func (p *Pipeline) outboundFailed(from *Context, pr *eventloop.Promise, err erro
 
 // FireRead delivers msg to the first ReadHandler. It takes msg over.
 func (p *Pipeline) FireRead(msg any) {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opFireRead, c: &p.head, msg: msg})
 		return
 	}
@@ -631,7 +629,7 @@ func (p *Pipeline) guardedRead(c *Context, msg any) {
 // FireReadComplete delivers the end of a turn's reads; with AutoRead it asks for
 // more afterwards.
 func (p *Pipeline) FireReadComplete() {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opNotify, c: &p.head, ev: maskReadComplete})
 		return
 	}
@@ -643,7 +641,7 @@ func (p *Pipeline) FireEvent(ev any) { p.head.FireEvent(ev) }
 
 // FireError delivers err to the first ErrorHandler.
 func (p *Pipeline) FireError(err error) {
-	if !p.loop.InLoop() {
+	if !p.base.loop.InLoop() {
 		p.base.post(op{kind: opFireError, c: &p.head, err: err})
 		return
 	}

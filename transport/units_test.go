@@ -277,11 +277,11 @@ func TestOpError(t *testing.T) {
 	}
 }
 
-// A channel fits the runtime's size class of 768 bytes: the next one has 896, of
+// A channel fits the runtime's size class of 704 bytes: the next one has 768, of
 // which a million idle connections would feel every byte. Objects with pointers
 // above 512 bytes have a header of 8.
 func TestChannelSize(t *testing.T) {
-	if n := streamSize; wordSize == 8 && n > 760 {
-		t.Errorf("size of a stream: got %d, want at most 760", n)
+	if n := streamSize; wordSize == 8 && n > 696 {
+		t.Errorf("size of a stream: got %d, want at most 696", n)
 	}
 }
