@@ -112,14 +112,19 @@ const (
 // much of it is copied to in as that message needs; then the new Buf takes in's
 // place. So while two Bufs are at hand, the last ahead bytes of in are also the
 // first of next.
+//
+// Between the reads of two turns a few bytes wait in stash, without a Buf: many
+// thousands of connections may have stopped in the middle of a header.
 type decoding struct {
-	d     Decoder
-	sized sized // d, if it knows lengths
-	max   int   // bytes for one message; 0 if d sees to that
+	d   Decoder
+	max int // bytes for one message; 0 if d sees to that
 
 	in    *buffer.Buf // not yet decoded; nil if there is nothing
 	next  *buffer.Buf // what follows; nil except while decoding
 	ahead int
+
+	stash   [stashSize]byte
+	stashed uint8 // bytes in stash; then in is nil
 
 	queue    []any // came in while decoding: messages and InputShutdown
 	phase    phase
@@ -129,11 +134,39 @@ type decoding struct {
 	fired    bool // a message, in this turn
 }
 
+// stashSize is up to how many bytes wait without a Buf.
+const stashSize = 15
+
+// keep takes a few bytes that wait out of their Buf.
+func (h *decoding) keep() {
+	in := h.in
+	h.stashed = uint8(in.Len())
+	in.ReadBytes(h.stash[:h.stashed])
+	h.in = nil
+	in.Release()
+}
+
+// unkeep gives them a Buf again. It reports false, and has failed, if there is no
+// memory for it.
+func (h *decoding) unkeep(c *pipeline.Context) bool {
+	if h.stashed == 0 {
+		return true
+	}
+	b, err := c.Alloc().TryAlloc(int(h.stashed))
+	if err != nil {
+		h.fail(c, err)
+		return false
+	}
+	b.Write(h.stash[:h.stashed])
+	h.in, h.stashed = b, 0
+	return true
+}
+
 // Held returns how many bytes wait for the rest of their message, and how much
 // memory is kept for them. Verify looks at it.
 func (h *decoding) Held() (bytes, pinned int) {
 	if h.in == nil {
-		return 0, 0
+		return int(h.stashed), 0
 	}
 	return h.in.Len(), h.in.Pinned()
 }
@@ -146,6 +179,7 @@ func (h *decoding) HandleRead(c *pipeline.Context, msg any) error {
 	}
 	h.busy = true
 	defer h.leave(c)
+	h.unkeep(c)
 	h.feed(c, msg)
 	h.drain(c)
 	h.normal = true
@@ -169,6 +203,7 @@ func (h *decoding) leave(c *pipeline.Context) {
 
 // drop releases all bytes.
 func (h *decoding) drop() {
+	h.stashed = 0
 	if h.in != nil {
 		h.in.Release()
 		h.in = nil
@@ -309,8 +344,8 @@ func (h *decoding) join(c *pipeline.Context) {
 	for h.next != nil {
 		have := h.in.Len()
 		n := max(have, chunk)
-		if h.sized != nil {
-			n = max(h.sized.size()-have, 1)
+		if d, ok := h.d.(sized); ok {
+			n = max(d.size()-have, 1)
 		}
 		if err := h.copyAhead(c, min(n, h.next.Len()-h.ahead)); err != nil {
 			h.fail(c, err)
@@ -365,8 +400,8 @@ func (h *decoding) room(c *pipeline.Context, n int) error {
 // memory is not wasted.
 func (h *decoding) move(c *pipeline.Context, need int) error {
 	size := need + need/2
-	if h.sized != nil {
-		size = max(need, min(size, h.sized.size()))
+	if d, ok := h.d.(sized); ok {
+		size = max(need, min(size, d.size()))
 	}
 	b, err := c.Alloc().TryAlloc(size)
 	if err != nil {
@@ -392,7 +427,11 @@ func (h *decoding) HandleReadComplete(c *pipeline.Context) error {
 	if h.busy {
 		return nil
 	}
-	if in := h.in; in != nil && wasteful(in.Pinned(), in.Len()) {
+	switch in := h.in; {
+	case in == nil:
+	case in.Len() <= stashSize:
+		h.keep()
+	case wasteful(in.Pinned(), in.Len()):
 		// Without memory for a copy the bytes stay where they are.
 		_ = h.move(c, in.Len())
 	}
@@ -417,6 +456,7 @@ func (h *decoding) HandleEvent(c *pipeline.Context, ev any) error {
 	default:
 		h.busy = true
 		defer h.leave(c)
+		h.unkeep(c)
 		h.feed(c, inputShutdown(shut))
 		h.drain(c)
 		h.normal = true
@@ -433,6 +473,7 @@ func (h *decoding) HandleInactive(c *pipeline.Context) error {
 	}
 	h.busy = true
 	defer h.leave(c)
+	h.unkeep(c)
 	h.end(c)
 	h.drain(c)
 	h.normal = true
@@ -495,6 +536,9 @@ func (h *decoding) handOver(c *pipeline.Context) {
 	if h.phase != decodes || !c.Channel().Open() {
 		h.phase = max(h.phase, closing)
 		h.drop()
+		return
+	}
+	if !h.unkeep(c) {
 		return
 	}
 	if h.next != nil {

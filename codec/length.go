@@ -59,7 +59,7 @@ func (f LengthField) NewHandler() any {
 		f.Strip = 0
 	}
 	h.dec = lengthDecoder{cfg: f, header: header, least: int64(max(0, f.Strip-header))}
-	h.d, h.sized = &h.dec, &h.dec
+	h.d = &h.dec
 	return h
 }
 
