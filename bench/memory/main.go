@@ -52,7 +52,7 @@ func main() {
 	flag.IntVar(&o.mss, "mss", 256, "slow: TCP_MAXSEG of the peers, likewise; 0 leaves it")
 	flag.Float64Var(&o.heldLimit, "held-limit", 16, "held: exit with status 1 when the growth is over this many `MiB`; 0 only prints")
 	flag.Float64Var(&o.slowLimit, "slow-limit", -1, "slow: the same; -1 means 128 KiB a peer, the default high water mark")
-	flag.StringVar(&o.baseline, "baseline", "connected", "what the growth is counted from: `idle` (no connection yet) or connected (all connections, silent)")
+	flag.StringVar(&o.baseline, "baseline", "idle", "what the growth is counted from: `idle` (no connection yet) or connected (all connections, silent)")
 	flag.Int64Var(&o.abort, "abort", 1024, "give up when the server has grown by this many `MiB`")
 	flag.IntVar(&o.serverCPU, "server-cpu", -1, "core of the server; -1 leaves it free")
 	flag.Parse()
