@@ -413,16 +413,20 @@ func (s *server) shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	busy := s.list()
+	left := s.list()
 	s.mu.Unlock()
-	for _, ch := range busy {
-		ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
+	busy := 0
+	for _, ch := range left {
+		if ch.Open() { // the others are on their way out
+			busy++
+			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
+		}
 	}
 	<-s.empty
-	if len(busy) == 0 {
+	if busy == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, len(busy))
+	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, busy)
 }
 
 // list returns the accepted channels. s.mu is held.
