@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 	"weak"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -328,7 +327,7 @@ func TestDialThenForgets(t *testing.T) {
 		asking.Loop().Execute(func() { close(done) }) // its last tasks are over
 		await(t, done, "a task")
 		runtime.GC()
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	if w.Value() != nil {
 		t.Error("a closed channel is held by the one that dialed it")
