@@ -326,6 +326,21 @@ func (b *Buf) Copy() *Buf {
 	return o
 }
 
+// Join makes the bytes of o, which must lie directly behind those of b in the same
+// memory, bytes of b, and releases o: the way back from [Buf.ReadSlice]. It returns
+// false and changes nothing if they lie elsewhere, or if b has other references.
+func (b *Buf) Join(o *Buf) bool {
+	if b.root == nil || b.root != o.root || b.q != b.l || b == o ||
+		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
+		return false
+	}
+	b.q += o.q - o.r
+	b.l = b.q
+	b.sync()
+	o.Release()
+	return true
+}
+
 // Window returns the bytes that can be read and lie at one place in memory: all
 // of them, unless b is made of several parts. The slice is b's; do not write to it.
 func (b *Buf) Window() []byte {

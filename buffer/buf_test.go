@@ -323,6 +323,62 @@ func TestSlicesShareMemory(t *testing.T) {
 	}
 }
 
+// Slices that lie side by side can be put together again, and nothing else can.
+func TestJoin(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			before := buffer.Live()
+			b := a.Alloc(100)
+			b.WriteString("abcdefgh")
+			other := a.Alloc(8)
+			other.WriteString("cd")
+			ab, cd, ef := b.ReadSlice(2), b.ReadSlice(2), b.ReadSlice(2)
+			tests := []struct {
+				name string
+				b, o *buffer.Buf
+			}{
+				{"a gap", ab, ef},
+				{"the wrong order", cd, ab},
+				{"itself", ab, ab},
+				{"other memory", ab, other},
+				{"memory that is not shared", other, cd},
+			}
+			for _, tt := range tests {
+				if tt.b.Join(tt.o) || tt.b.Len() != 2 || tt.o.Refs() != 1 {
+					t.Errorf("%s: joined, or changed", tt.name)
+				}
+			}
+			ab.Retain()
+			if ab.Join(cd) {
+				t.Error("joined to a Buf that somebody else holds")
+			}
+			ab.Release()
+
+			cd.ReadUint8()
+			if ab.Join(cd) {
+				t.Error("joined over a byte that has been read")
+			}
+			cd.Unread(1)
+			ab.ReadUint8()
+			if !ab.Join(cd) || !ab.Join(ef) || !ab.Join(b) {
+				t.Fatal("not joined")
+			}
+			if got, want := string(ab.Window()), "bcdefgh"; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			ab.WriteString("ijk") // in memory of its own or not
+			if got, want := ab.ReadString(ab.Len()), "bcdefghijk"; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			ab.Release()
+			other.Release()
+			if got := buffer.Live() - before; got != 0 {
+				t.Errorf("got %d live, want 0", got)
+			}
+		})
+	}
+}
+
 // The parent may go first; the memory stays until the last slice goes.
 func TestSliceOutlivesParent(t *testing.T) {
 	for name, a := range allocators(t) {

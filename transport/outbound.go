@@ -77,6 +77,9 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 		return
 	}
 	last := o.entries.last()
+	if last != nil && last.buf != nil && !o.merging && last.buf.Join(b) {
+		return // frames that are sent on as they came lie side by side
+	}
 	if n <= mergeLimit && last != nil && last.buf != nil && !b.Mapped() && !last.buf.Mapped() {
 		if o.merging && last.buf.Cap()-last.buf.WriterIndex() >= n {
 			o.append(last.buf, b)
@@ -203,10 +206,6 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 				return parts, bytes, mapped, nil
 			}
 			bytes += int(n)
-		}
-		if len(parts) == before+1 {
-			// Frames that are sent on as they came lie side by side.
-			parts = sys.JoinLast(parts)
 		}
 	}
 	return parts, bytes, mapped, nil

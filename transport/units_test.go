@@ -159,6 +159,53 @@ func TestSharedBlockIsChargedOnce(t *testing.T) {
 	}
 }
 
+// Slices that lie side by side are one entry; a completion still comes with its own
+// bytes, and what somebody else holds stays as it is.
+func TestAdjacentSlicesAreOneEntry(t *testing.T) {
+	text := letters(6000)
+	b := pooled(text)
+	var o outbound
+	loop := eventloop.NewManual()
+	defer loop.Close()
+	first := b.ReadSlice(1500)
+	o.addBuf(first, nil, nil)
+	p := eventloop.NewPromise(loop.Loop())
+	o.addBuf(b.ReadSlice(1500), p, nil)
+	if o.entries.n != 1 {
+		t.Errorf("got %d entries, want 1", o.entries.n)
+	}
+	first.Retain()
+	o.addBuf(b.ReadSlice(1500), nil, nil)
+	if o.entries.n != 2 || first.Len() != 3000 {
+		t.Errorf("held: got %d entries and %d bytes in the first, want 2 and 3000", o.entries.n, first.Len())
+	}
+	o.addBuf(b, nil, nil) // the rest, in the Buf that was received
+	if o.entries.n != 2 {
+		t.Errorf("with the rest: got %d entries, want 2", o.entries.n)
+	}
+	parts, bytes, _, _ := o.parts(make([]sys.Iovec, 0, 8), o.queued)
+	var got []byte
+	for _, part := range parts {
+		got = append(got, partBytes(part)...)
+	}
+	if bytes != len(text) || string(got) != text {
+		t.Errorf("got %d bytes, want %d, or they differ", bytes, len(text))
+	}
+	o.advance(2999)
+	if o.due() != nil {
+		t.Error("got a completion before its last byte has left")
+	}
+	o.advance(1)
+	if o.due() != p {
+		t.Error("got no completion when its last byte has left")
+	}
+	o.advance(3000)
+	if !o.empty() || o.charge != 0 {
+		t.Errorf("got %d entries and a charge of %d at the end", o.entries.n, o.charge)
+	}
+	first.Release()
+}
+
 // scriptAccept is a listening socket that does what a test says.
 type scriptAccept struct {
 	steps  []error // nil is a connection
