@@ -1,0 +1,14 @@
+package buffer
+
+// chunk returns the bytes from index i on that lie at one place in memory, at least
+// one of them: 0 <= i < WriterIndex. The slice is b's. Reading it may fault when b
+// is mapped: see guarded.
+func (b *Buf) chunk(i int) []byte {
+	return bytesAt(b.p, i, b.q-i)
+}
+
+// chunkBefore returns the bytes in front of index i that lie at one place in memory,
+// at least one of them: 0 < i <= WriterIndex. The slice is b's, as that of chunk.
+func (b *Buf) chunkBefore(i int) []byte {
+	return bytesAt(b.p, 0, i)
+}
