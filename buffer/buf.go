@@ -47,44 +47,49 @@ type Buf struct {
 
 	lim3 int // indices below it can be read by 4 bytes at p; lags behind like w
 
-	// ref counts the references to a handle, or, for a carrier, the handles that
-	// share its memory. 0 is a released one.
-	ref   int32
-	class uint8
-	flags uint8
+	ref   int32 // references; 0 is a released handle
+	class uint8 // of slot, or classView
+	flags uint16
 
-	// The memory behind the windows: either mem, of which this Buf is the only
-	// user, or that of the carrier root, shared with other handles.
-	root  *Buf
-	mem   unsafe.Pointer
-	size  int
-	owner *Cache   // where mem and this object return to; nil if not from a pool
-	span  *span    // the slots mem was cut from
-	file  *mapping // the file mem maps; nil if none
+	slot  *slot  // the memory behind the windows; nil in a free list of handles
+	owner *Cache // where this object returns to; nil if not from a pool
 
 	next  *Buf   // in a free list or return stack
 	trace *trace // where it was allocated and released; only with assertions on
 }
 
+// A slot is memory, and how to give it back. Handles that share memory point at the
+// same slot.
+type slot struct {
+	mem   unsafe.Pointer
+	size  int
+	pins  int32 // handles that hold it; 1 while it waits in a free list with one
+	class uint8
+	owner *Cache   // where it returns to; nil if not from a pool
+	span  *span    // the pages mem was cut from; nil if not from a pool
+	file  *mapping // the file mem maps; nil if none
+}
+
 // Flags of a Buf. A pool's Buf that is not shared and starts at its memory has
 // none but flagClean, which is what the fast paths look for.
 const (
-	flagClean    uint8 = 1 << iota // all bytes below l were written or zeroed
-	flagMoved                      // p is not mem
-	flagView                       // root is set
-	flagHeap                       // mem is on the Go heap
-	flagMapped                     // mem is a mapped file
-	flagReadOnly                   // mem cannot be written
-	flagCarrier                    // holds memory for views; never handed out
-	flagHuge                       // mem is a run of pages that no cache keeps
+	flagClean    uint16 = 1 << iota // all bytes below l were written or zeroed
+	flagMoved                       // p is not the slot's memory
+	flagShared                      // the slot has been shared, and may still be
+	flagHeap                        // memory is on the Go heap
+	flagMapped                      // memory is a mapped file
+	flagReadOnly                    // memory cannot be written
+	flagHuge                        // memory is a run of pages that no cache keeps
 
-	// flagsOfMemory are those that views have in common with their carrier.
+	// flagsOfMemory are those that all handles of a slot have in common.
 	flagsOfMemory = flagHeap | flagMapped | flagReadOnly | flagHuge
 )
 
 const (
-	// handleSize is what a handle costs beside its memory.
+	// handleSize is what a handle costs beside its memory, and slotSize what keeping
+	// account of that does.
 	handleSize = int(unsafe.Sizeof(Buf{}))
+	slotSize   = int(unsafe.Sizeof(slot{}))
 
 	// defaultMaxCap bounds the growth of a Buf.
 	defaultMaxCap = math.MaxInt32
@@ -114,7 +119,7 @@ func (b *Buf) Release() bool {
 			b.next = *f
 			*f = b
 			c.frees.add(1)
-			if c.cached += b.size + handleSize; c.cached > c.bound {
+			if c.cached += classCosts[b.class]; c.cached > c.bound {
 				c.spill()
 			}
 			return true
@@ -146,47 +151,57 @@ func (b *Buf) retire() {
 	if b.owner == nil {
 		heapLive.Add(-1)
 	}
-	if root := b.root; root != nil {
-		b.root = nil
-		b.p, b.wp = nil, nil
-		b.flags = 0
-		b.recycle(1)
-		root.unpin()
-		return
+	if b.flags&flagShared != 0 && !b.slot.unpin() {
+		b.part()
 	}
-	b.recycle(1)
-}
-
-// unpin gives back one hold on a carrier, and its memory with the last.
-func (c *Buf) unpin() {
-	if atomic.LoadInt32(&c.ref) != 1 {
-		n := atomic.AddInt32(&c.ref, -1)
-		if n > 0 {
-			return
-		}
-		invariant.Check(n == 0, "carrier released too often")
-	}
-	c.ref = 0
-	c.recycle(0)
-}
-
-// recycle returns an object without references, and the memory it has to itself,
-// to where they came from. handles says how many handles go with it: one for a
-// handle, none for a carrier.
-func (b *Buf) recycle(handles int) {
 	if invariant.Enabled {
 		b = b.bury()
 	}
+	b.recycle()
+}
+
+// part takes the memory from a handle without giving it back.
+func (b *Buf) part() {
+	b.slot, b.class, b.flags = nil, classView, 0
+	b.p, b.wp = nil, nil
+}
+
+// unpin gives back one hold on s and reports whether it was the last one.
+func (s *slot) unpin() bool {
+	// A count of one is the caller's own, as in Buf.Release.
+	if atomic.LoadInt32(&s.pins) == 1 {
+		return true
+	}
+	n := atomic.AddInt32(&s.pins, -1)
+	invariant.Check(n >= 0, "slot released too often")
+	if n == 0 {
+		s.pins = 1 // the caller's
+	}
+	return n == 0
+}
+
+// recycle returns a handle without references, and the memory that it was the last
+// to hold, to where they came from.
+func (b *Buf) recycle() {
+	s := b.slot
 	switch {
-	case b.file != nil:
-		b.file.unmap()
-		b.file, b.mem, b.p, b.wp, b.size = nil, nil, nil, nil, 0
-	case b.owner == nil:
-		b.mem, b.p, b.wp, b.size = nil, nil, nil, 0
+	case s == nil:
+		if b.owner != nil {
+			b.owner.put(b)
+		}
+	case s.owner == nil:
+		if s.file != nil {
+			s.file.unmap()
+		}
+		b.part()
+		if b.owner != nil {
+			b.owner.put(b)
+		}
 	default:
-		b.p, b.wp = b.mem, b.mem
+		b.p, b.wp = s.mem, s.mem
 		b.flags = 0
-		b.owner.put(b, handles)
+		b.owner = s.owner
+		b.owner.put(b)
 	}
 }
 
@@ -216,11 +231,11 @@ func (b *Buf) WriterIndex() int { return b.q }
 
 // Pinned returns how many bytes of memory b keeps alive, whatever its length: all
 // of the memory it shares, and its own handle. Limits are charged by it.
-func (b *Buf) Pinned() int { return b.block().size + handleSize }
+func (b *Buf) Pinned() int { return b.slot.size + slotSize + handleSize }
 
 // SharesMemory reports whether b and o keep the same memory alive, as a Buf and
 // its slice do.
-func (b *Buf) SharesMemory(o *Buf) bool { return b.block() == o.block() }
+func (b *Buf) SharesMemory(o *Buf) bool { return b.slot == o.slot }
 
 // Exclusive reports whether the caller is the only user of b's memory and may
 // change it: b has one reference, no slice shares its memory, and it is not
@@ -239,7 +254,6 @@ func (b *Buf) Mapped() bool { return b.flags&flagMapped != 0 }
 func (b *Buf) Clear() {
 	b.alive("Clear")
 	if b.Exclusive() {
-		b.absorb()
 		b.r, b.q = 0, 0
 		b.rewind()
 	} else {
@@ -255,9 +269,8 @@ func (b *Buf) Clear() {
 func (b *Buf) DiscardRead() {
 	b.alive("DiscardRead")
 	if b.Exclusive() {
-		b.absorb()
 		n := b.q - b.r
-		copy(bytesAt(b.mem, 0, b.size), bytesAt(b.p, b.r, n))
+		copy(bytesAt(b.slot.mem, 0, b.slot.size), bytesAt(b.p, b.r, n))
 		b.r, b.q = 0, n
 		b.rewind()
 	} else if b.r > 0 {
@@ -330,7 +343,7 @@ func (b *Buf) Copy() *Buf {
 // memory, bytes of b, and releases o: the way back from [Buf.ReadSlice]. It returns
 // false and changes nothing if they lie elsewhere, or if b has other references.
 func (b *Buf) Join(o *Buf) bool {
-	if b.root == nil || b.root != o.root || b.q != b.l || b == o ||
+	if b.slot != o.slot || b.q != b.l || b == o ||
 		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
 		return false
 	}
@@ -365,17 +378,9 @@ func (b *Buf) AppendIovecs(dst []sys.Iovec, max int) []sys.Iovec {
 	return dst
 }
 
-// block returns the object that holds b's memory: its carrier, or b itself.
-func (b *Buf) block() *Buf {
-	if b.root != nil {
-		return b.root
-	}
-	return b
-}
-
 // sole reports whether no other handle shares b's memory.
 func (b *Buf) sole() bool {
-	return b.root == nil || atomic.LoadInt32(&b.root.ref) == 1
+	return b.flags&flagShared == 0 || atomic.LoadInt32(&b.slot.pins) == 1
 }
 
 // sync brings what lags behind the writer up to date.
@@ -395,78 +400,48 @@ func (b *Buf) rebase(n int) {
 	// would be another object's.
 }
 
-// rewind makes all of the memory b has to itself its capacity again.
+// rewind makes all of the memory, which b has to itself, its capacity again.
 func (b *Buf) rewind() {
-	if b.l != b.size {
+	s := b.slot
+	if b.l != s.size {
 		b.flags &^= flagClean
 	}
-	b.p, b.wp, b.l = b.mem, b.mem, b.size
-	b.flags &^= flagMoved
+	b.p, b.wp, b.l = s.mem, s.mem, s.size
+	b.flags &^= flagMoved | flagShared
 }
 
-// share puts b's memory into a carrier, if it is not in one, so that other
-// handles can hold on to it.
-func (b *Buf) share() *Buf {
-	if b.root != nil {
-		return b.root
-	}
-	c := b.newHandle(0)
-	c.mem, c.size, c.span, c.class, c.owner, c.file = b.mem, b.size, b.span, b.class, b.owner, b.file
-	c.flags = b.flags&flagsOfMemory | flagCarrier
-	c.ref = 1
-	b.mem, b.size, b.span, b.class, b.file = nil, 0, nil, classView, nil
-	b.root = c
-	b.flags |= flagView
-	return c
-}
-
-// absorb takes the memory out of a carrier that only b still holds.
-func (b *Buf) absorb() {
-	c := b.root
-	if c == nil {
-		return
-	}
-	b.root = nil
-	b.mem, b.size, b.span, b.class, b.file = c.mem, c.size, c.span, c.class, c.file
-	b.owner, c.owner = c.owner, b.owner
-	b.flags &^= flagView
-	if b.p != b.mem {
-		b.flags |= flagMoved
-	}
-	c.mem, c.size, c.span, c.class, c.file = nil, 0, nil, classView, nil
-	c.flags = 0
-	c.ref = 0
-	c.recycle(0)
-}
-
-// newHandle returns an object without memory from where b's come from, for a view
-// (one handle) or a carrier (none).
-func (b *Buf) newHandle(handles uintptr) *Buf {
+// newHandle returns an object without memory from where b's come from.
+func (b *Buf) newHandle() *Buf {
 	if b.owner == nil {
-		heapLive.Add(int64(handles))
-		return new(Buf)
+		heapLive.Add(1)
+		return &Buf{class: classView}
 	}
-	return b.owner.handle(handles)
+	return b.owner.handle()
+}
+
+// hold gives a handle memory.
+func (b *Buf) hold(s *slot) {
+	b.slot, b.class = s, s.class
+	b.p, b.wp = s.mem, s.mem
 }
 
 // view returns a new handle on bytes i to i+n.
 func (b *Buf) view(i, n int) *Buf {
 	b.alive("Slice")
-	root := b.share()
-	if atomic.LoadInt32(&root.ref) == 1 {
-		root.ref = 2 // the other hold is b's, and b is in the caller's use
+	s := b.slot
+	if atomic.LoadInt32(&s.pins) == 1 {
+		s.pins = 2 // the other hold is b's, and b is in the caller's use
 	} else {
-		atomic.AddInt32(&root.ref, 1)
+		atomic.AddInt32(&s.pins, 1)
 	}
-	v := b.newHandle(1)
-	v.root = root
-	v.class = classView
-	v.flags = b.flags&flagsOfMemory | flagView
-	v.p = root.mem
+	b.flags |= flagShared
+	v := b.newHandle()
+	v.hold(s)
+	v.flags = b.flags&flagsOfMemory | flagShared | flagMoved
 	if n > 0 {
 		v.p = unsafe.Add(b.p, i)
+		v.wp = v.p
 	}
-	v.wp = v.p
 	v.r, v.q, v.l = 0, n, n
 	v.sync()
 	v.born()
@@ -493,33 +468,27 @@ func (b *Buf) grow(n int) {
 	if need > most || need < 0 {
 		panic(&Error{"write", need, most, ErrTooLarge})
 	}
-	if b.Exclusive() && need <= b.block().size {
-		b.absorb()
-		b.flags &^= flagClean
-		off := int(uintptr(b.p) - uintptr(b.mem))
-		if off+need > b.size {
-			copy(bytesAt(b.mem, 0, b.q), bytesAt(b.p, 0, b.q))
+	if b.Exclusive() && need <= b.slot.size {
+		b.flags &^= flagClean | flagShared
+		s := b.slot
+		off := int(uintptr(b.p) - uintptr(s.mem))
+		if off+need > s.size {
+			copy(bytesAt(s.mem, 0, b.q), bytesAt(b.p, 0, b.q))
 			off = 0
-			b.p, b.wp = b.mem, b.mem
+			b.p, b.wp = s.mem, s.mem
 			b.flags &^= flagMoved
 		}
-		b.l = b.size - off
+		b.l = s.size - off
 		return
 	}
 	o := b.allocator().Alloc(enlarge(b.l, need, most))
 	b.copyTo(o, 0, b.q)
 	// b takes o's memory, and o what b had, to give it back.
-	b.root, o.root = o.root, b.root
-	b.mem, o.mem = o.mem, b.mem
-	b.size, o.size = o.size, b.size
-	b.span, o.span = o.span, b.span
-	b.class, o.class = o.class, b.class
-	b.owner, o.owner = o.owner, b.owner
-	b.file, o.file = o.file, b.file
-	b.flags, o.flags = o.flags, b.flags
-	b.p, b.wp, b.l = b.mem, b.mem, b.size
-	o.p, o.wp = o.mem, o.mem // where a released Buf has to point
-	o.flags &^= flagMoved
+	mine, flags, owner := b.slot, b.flags, b.owner
+	b.hold(o.slot)
+	b.flags, b.owner, b.l = o.flags, o.owner, o.l
+	o.hold(mine)
+	o.flags, o.owner = flags&^flagMoved, owner
 	o.Release()
 }
 

@@ -35,8 +35,8 @@ type Cache struct {
 	owner atomic.Uintptr // identity of the goroutine that owns the cache; 0 if none
 
 	// The owner's.
-	free   [numClasses + 1]*Buf // by class; the last are handles without memory
-	cached int                  // bytes in free, handles included
+	free   [numClasses + 1]*Buf // by class, with memory; the last are handles without
+	cached int                  // bytes in free, records included
 	allocs tally
 	frees  tally
 	depth  int // of nested Binds
@@ -89,12 +89,13 @@ func (c *Cache) Alloc(n int) *Buf {
 func (c *Cache) TryAlloc(n int) (*Buf, error) {
 	if c.owner.Load() == goid.Current() {
 		if uint(n) <= maxSlot && !invariant.Enabled {
-			f := &c.free[classOf(n)]
+			class := classOf(n)
+			f := &c.free[class]
 			if b := *f; b != nil {
 				*f = b.next
-				c.cached -= b.size + handleSize
+				c.cached -= classCosts[class]
 				c.allocs.add(1)
-				b.l = b.size
+				b.l = classSizes[class]
 				b.ref = 1
 				return b, nil
 			}
@@ -111,47 +112,49 @@ func (c *Cache) alloc(n int) (*Buf, error) {
 	}
 	var b *Buf
 	if n > maxSlot {
-		b = c.popHandle(0)
-		if err := c.allocHuge(b, n); err != nil {
-			c.push(b)
+		s, err := c.allocHuge(n)
+		if err != nil {
 			return nil, err
 		}
-		b.p, b.wp = b.mem, b.mem
+		b = c.popHandle()
+		b.hold(s)
+		b.flags = flagHuge
 	} else {
-		f := &c.free[classOf(n)]
+		class := classOf(n)
+		f := &c.free[class]
 		if *f == nil {
 			c.drain()
 		}
 		if *f == nil {
-			if err := c.refill(classOf(n)); err != nil {
+			if err := c.refill(class); err != nil {
 				return nil, err
 			}
 		}
 		b = *f
 		*f = b.next
-		c.cached -= b.size + handleSize
+		c.cached -= classCosts[class]
+		c.allocs.add(1)
 	}
-	c.allocs.add(1)
-	b.l = b.size
+	b.l = b.slot.size
 	b.born()
 	return b, nil
 }
 
-// handle returns an object without memory, for a view (one handle) or a carrier (none).
-func (c *Cache) handle(handles uintptr) *Buf {
+// handle returns an object without memory.
+func (c *Cache) handle() *Buf {
 	switch {
 	case c.owner.Load() == goid.Current():
-		return c.popHandle(handles)
+		return c.popHandle()
 	case c.shared:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.popHandle(handles)
+		return c.popHandle()
 	default:
-		return c.pool.shared.handle(handles)
+		return c.pool.shared.handle()
 	}
 }
 
-func (c *Cache) popHandle(handles uintptr) *Buf {
+func (c *Cache) popHandle() *Buf {
 	f := &c.free[classView]
 	if *f == nil {
 		c.drain()
@@ -162,28 +165,25 @@ func (c *Cache) popHandle(handles uintptr) *Buf {
 	b := *f
 	*f = b.next
 	c.cached -= handleSize
-	c.allocs.add(handles)
+	c.allocs.add(1)
 	return b
 }
 
-// put takes back an object and its memory, with handles handles, on any goroutine.
-func (c *Cache) put(b *Buf, handles int) {
+// put takes back a handle and its memory on any goroutine.
+func (c *Cache) put(b *Buf) {
 	if b.class == classHuge {
 		c.pool.freeHuge(b)
 	}
 	if c.owner.Load() == goid.Current() {
-		c.frees.add(uintptr(handles))
+		c.frees.add(1)
 		c.push(b)
 		if c.cached > c.bound {
 			c.spill()
 		}
 		return
 	}
-	cost := int64(b.size+handleSize)<<pendingShift | int64(handles)
+	cost := int64(classCosts[b.class])<<pendingShift | 1
 	if c.pending.Add(cost)>>pendingShift <= int64(c.bound) {
-		if handles == 0 {
-			b.flags = flagCarrier
-		}
 		for {
 			top := c.back.Load()
 			if top == closedStack {
@@ -194,19 +194,18 @@ func (c *Cache) put(b *Buf, handles int) {
 				return
 			}
 		}
-		b.flags = 0
 	}
 	c.pending.Add(-cost)
 	b.next = nil
-	c.pool.take(b, handles)
+	c.pool.take(b, 1)
 }
 
-// push adds an object to its free list. For the owner, or under mu.
+// push adds a handle to its free list. For the owner, or under mu.
 func (c *Cache) push(b *Buf) {
 	f := &c.free[b.class]
 	b.next = *f
 	*f = b
-	c.cached += b.size + handleSize
+	c.cached += classCosts[b.class]
 }
 
 // drain moves what other goroutines have released to the free lists.
@@ -226,11 +225,8 @@ func (c *Cache) sort(b *Buf) {
 	var handles uintptr
 	for b != nil {
 		next := b.next
-		if b.flags == 0 {
-			handles++
-		}
-		b.flags = 0
-		cost += int64(b.size + handleSize)
+		handles++
+		cost += int64(classCosts[b.class])
 		c.push(b)
 		b = next
 	}
@@ -259,7 +255,7 @@ func (c *Cache) pick(class, keep int, chain *Buf) *Buf {
 			break
 		}
 		c.free[class] = b.next
-		c.cached -= b.size + handleSize
+		c.cached -= classCosts[class]
 		b.next = chain
 		chain = b
 	}

@@ -26,6 +26,7 @@ const (
 
 var (
 	classSizes [numClasses]int
+	classCosts [numClasses + 1]int // what a cache is charged for one, records included
 	classPages [numClasses]int
 	smallClass [1024/16 + 1]uint8 // class of (n+15)/16
 )
@@ -34,7 +35,9 @@ func init() {
 	for c := range classSizes {
 		classSizes[c] = classSize(c)
 		classPages[c] = spanPages(classSizes[c])
+		classCosts[c] = classSizes[c] + handleSize + slotSize
 	}
+	classCosts[classView] = handleSize
 	for i := range smallClass {
 		smallClass[i] = uint8(searchClass(i * 16))
 	}

@@ -3,8 +3,8 @@ package buffer
 // PoolOf returns the pool of a cache.
 func PoolOf(c *Cache) *Pool { return c.pool }
 
-// HandleSize is what a handle costs.
-const HandleSize = handleSize
+// HandleSize is what a Buf costs beside its bytes.
+const HandleSize = handleSize + slotSize
 
 // MaxSlot is the largest size class.
 const MaxSlot = maxSlot

@@ -22,12 +22,14 @@ func (heap) TryAlloc(n int) (*Buf, error) {
 		return nil, err
 	}
 	mem := make([]byte, max(n, 16)) // at least a byte to point at
-	b := new(Buf)
+	o := &struct {
+		b Buf
+		s slot
+	}{s: slot{mem: unsafe.Pointer(unsafe.SliceData(mem)), size: len(mem), pins: 1, class: classView}}
+	b := &o.b
+	b.hold(&o.s)
 	b.flags = flagHeap | flagClean // the runtime has zeroed it
-	b.class = classView
-	b.mem = unsafe.Pointer(unsafe.SliceData(mem))
-	b.size = len(mem)
-	b.p, b.wp, b.l = b.mem, b.mem, b.size
+	b.l = len(mem)
 	b.born()
 	heapLive.Add(1)
 	return b, nil

@@ -126,21 +126,15 @@ func (b *Buf) born() {
 }
 
 // bury leaves a released handle as it is for good, so that every later use of it is
-// found, and returns a new object with the memory it had. The memory is poisoned.
+// found, and returns a new one with the memory it had. The memory is poisoned.
 func (b *Buf) bury() *Buf {
-	if b.mem != nil && b.flags&flagReadOnly == 0 {
-		poison(bytesAt(b.mem, 0, b.size))
-	}
-	if b.flags&flagCarrier != 0 || b.trace == nil {
-		return b // never handed out
+	s := b.slot
+	if s != nil && b.flags&flagReadOnly == 0 {
+		poison(bytesAt(s.mem, 0, s.size))
 	}
 	b.trace.release()
-	n := new(Buf)
-	n.mem, n.size, n.span, n.class, n.owner, n.file = b.mem, b.size, b.span, b.class, b.owner, b.file
-	n.flags = b.flags
-	b.mem, b.size, b.span, b.file = nil, 0, nil, nil
-	b.p, b.wp = nil, nil
-	b.flags = 0
+	n := &Buf{class: b.class, flags: b.flags, slot: s, owner: b.owner}
+	b.part()
 	return n
 }
 

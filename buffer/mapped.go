@@ -52,12 +52,8 @@ func MapFile(f *os.File, off int64, n int) (*Buf, error) {
 		return nil, fmt.Errorf("buffer: MapFile: %w", err)
 	}
 	b := new(Buf)
-	b.file = &mapping{data}
+	b.hold(&slot{mem: unsafe.Pointer(unsafe.SliceData(data)), size: n, pins: 1, class: classView, file: &mapping{data}})
 	b.flags = flagMapped | flagReadOnly
-	b.mem = unsafe.Pointer(unsafe.SliceData(data))
-	b.size = n
-	b.class = classView
-	b.p, b.wp = b.mem, b.mem
 	b.q, b.l = n, n
 	b.sync()
 	b.born()
@@ -94,7 +90,7 @@ func (b *Buf) copyTo(o *Buf, i, n int) {
 
 // guarded runs f, which reads b's mapped memory.
 func (b *Buf) guarded(f func()) {
-	mem := b.block()
+	mem := b.slot
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		v := recover()

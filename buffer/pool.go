@@ -76,6 +76,7 @@ type Pool struct {
 	spans   *span             // unused span records, for reuse
 	spare   *Buf              // handles without memory, for reuse
 	spares  int
+	slots   []*slot // records of no memory, for reuse
 	caches  map[*Cache]struct{}
 	folded  int64       // live Bufs of closed caches, less those returned straight to the pool
 	doomed  []*chunk    // taken out, to be given to the system by unlock
@@ -269,7 +270,7 @@ func (p *Pool) Close() error {
 
 	p.mu.Lock()
 	p.dropEmpty(0, math.MaxUint64)
-	p.spare, p.spares, p.spans = nil, 0, nil
+	p.spare, p.spares, p.spans, p.slots = nil, 0, nil, nil
 	space := p.space
 	p.unlock()
 
@@ -344,9 +345,10 @@ func (p *Pool) cut(c *Cache, class, want int) (int, error) {
 			p.unlink(s)
 		}
 		b := p.newHandle()
-		b.class, b.size, b.span, b.owner = uint8(class), s.size, s, c
-		b.mem = unsafe.Add(s.base, (w*64+i)*s.size)
-		b.p, b.wp = b.mem, b.mem
+		b.owner = c
+		m := p.newSlot()
+		*m = slot{mem: unsafe.Add(s.base, (w*64+i)*s.size), size: s.size, pins: 1, class: uint8(class), owner: c, span: s}
+		b.hold(m)
 		c.push(b)
 	}
 	return want, nil
@@ -362,6 +364,16 @@ func (p *Pool) newHandle() *Buf {
 	p.spares--
 	b.next = nil
 	return b
+}
+
+// newSlot returns a record of memory. Under p.mu.
+func (p *Pool) newSlot() *slot {
+	if n := len(p.slots) - 1; n >= 0 {
+		s := p.slots[n]
+		p.slots = p.slots[:n]
+		return s
+	}
+	return new(slot)
 }
 
 // refillHandles adds objects without memory to a cache.
@@ -386,8 +398,9 @@ func (p *Pool) take(chain *Buf, handles int) {
 	for chain != nil {
 		b := chain
 		chain = b.next
-		if s := b.span; s != nil {
-			i := int(uintptr(b.mem)-uintptr(s.base)) / s.size
+		if m := b.slot; m != nil {
+			s := m.span
+			i := int(uintptr(m.mem)-uintptr(s.base)) / s.size
 			invariant.Check(s.bits[i/64]&(1<<(i%64)) == 0, "slot returned twice")
 			s.bits[i/64] |= 1 << (i % 64)
 			if s.free++; s.free == 1 {
@@ -397,8 +410,13 @@ func (p *Pool) take(chain *Buf, handles int) {
 				p.unlink(s)
 				p.freeSpan(s)
 			}
+			*m = slot{}
+			if len(p.slots) < maxSpares && !p.closed {
+				p.slots = append(p.slots, m)
+			}
 		}
-		b.mem, b.p, b.wp, b.size, b.span, b.class, b.owner, b.next = nil, nil, nil, 0, nil, classView, nil, nil
+		b.part()
+		b.owner, b.next = nil, nil
 		if p.spares < maxSpares && !p.closed {
 			b.next = p.spare
 			p.spare = b
@@ -603,26 +621,22 @@ func (p *Pool) newChunk(bytes int) (*chunk, error) {
 	return c, nil
 }
 
-// allocHuge gives a handle a run of pages of its own.
-func (c *Cache) allocHuge(b *Buf, n int) error {
+// allocHuge returns a run of pages for one Buf.
+func (c *Cache) allocHuge(n int) (*slot, error) {
 	p := c.pool
 	page := max(pageSize, sys.PageSize())
 	if n > math.MaxInt-page {
-		return &Error{"alloc", n, p.limit, ErrOutOfMemory}
+		return nil, &Error{"alloc", n, p.limit, ErrOutOfMemory}
 	}
 	n = (n + page - 1) &^ (page - 1)
 	run, err := p.takeHuge(n)
 	if err != nil {
 		c.reclaim()
 		if run, err = p.takeHuge(n); err != nil {
-			return &Error{"alloc", n, p.limit, err}
+			return nil, &Error{"alloc", n, p.limit, err}
 		}
 	}
-	b.class, b.size, b.owner = classHuge, run.bytes, c
-	b.mem = run.base
-	b.span = &span{chunk: run}
-	b.flags = flagHuge
-	return nil
+	return &slot{mem: run.base, size: run.bytes, pins: 1, class: classHuge, owner: c, span: &span{chunk: run}}, nil
 }
 
 func (p *Pool) takeHuge(n int) (*chunk, error) {
@@ -657,8 +671,8 @@ func (p *Pool) takeHuge(n int) (*chunk, error) {
 
 // freeHuge takes the run of pages from a handle.
 func (p *Pool) freeHuge(b *Buf) {
-	c := b.span.chunk
-	b.mem, b.p, b.wp, b.size, b.span, b.class = nil, nil, nil, 0, nil, classView
+	c := b.slot.span.chunk
+	b.part()
 	p.mu.Lock()
 	p.inUse -= c.bytes
 	p.huge = append(p.huge, c)

@@ -80,7 +80,7 @@ func (d Decoding) NewHandler() any {
 
 // slack is by how much the memory held for undecoded bytes may exceed twice their
 // number: a small block and its handle.
-const slack = 256
+const slack = 288
 
 // wasteful reports whether n bytes are too few to keep pinned bytes alive for them.
 func wasteful(pinned, n int) bool { return pinned > 2*n+slack }
