@@ -13,17 +13,24 @@ import (
 //
 //go:noinline
 func (b *Buf) at(i, n int) unsafe.Pointer {
-	if i < 0 || i > b.q-n {
+	if i < 0 || i > b.WriterIndex()-n {
 		b.outOfRange("read at index", i, n)
+	}
+	if b.flags&flagParts != 0 {
+		return b.atParts(i, n)
 	}
 	b.sync()
 	return unsafe.Add(b.p, i)
 }
 
-// setAt returns the address of n written bytes from index i, to be changed.
+// setAt returns the address of n written bytes from index i, to be changed, or nil if
+// they do not lie together.
 func (b *Buf) setAt(i, n int) unsafe.Pointer {
-	if i < 0 || i > b.q-n {
+	if i < 0 || i > b.WriterIndex()-n {
 		b.outOfRange("write at index", i, n)
+	}
+	if b.flags&flagParts != 0 {
+		return b.setAtParts(i, n)
 	}
 	if b.flags&flagReadOnly != 0 {
 		panic(&Error{"write at index", i, b.q, ErrReadOnly})
@@ -90,32 +97,68 @@ func (b *Buf) SetUint8At(i int, v uint8) { *(*uint8)(b.setAt(i, 1)) = v }
 
 // SetUint16At changes the 2 bytes at index i to the big-endian v.
 func (b *Buf) SetUint16At(i int, v uint16) {
-	binary.BigEndian.PutUint16((*[2]byte)(b.setAt(i, 2))[:], v)
+	if p := b.setAt(i, 2); p != nil {
+		binary.BigEndian.PutUint16((*[2]byte)(p)[:], v)
+		return
+	}
+	var p [2]byte
+	binary.BigEndian.PutUint16(p[:], v)
+	b.setOver(i, p[:])
 }
 
 // SetUint16AtLE changes the 2 bytes at index i to the little-endian v.
 func (b *Buf) SetUint16AtLE(i int, v uint16) {
-	binary.LittleEndian.PutUint16((*[2]byte)(b.setAt(i, 2))[:], v)
+	if p := b.setAt(i, 2); p != nil {
+		binary.LittleEndian.PutUint16((*[2]byte)(p)[:], v)
+		return
+	}
+	var p [2]byte
+	binary.LittleEndian.PutUint16(p[:], v)
+	b.setOver(i, p[:])
 }
 
 // SetUint32At changes the 4 bytes at index i to the big-endian v.
 func (b *Buf) SetUint32At(i int, v uint32) {
-	binary.BigEndian.PutUint32((*[4]byte)(b.setAt(i, 4))[:], v)
+	if p := b.setAt(i, 4); p != nil {
+		binary.BigEndian.PutUint32((*[4]byte)(p)[:], v)
+		return
+	}
+	var p [4]byte
+	binary.BigEndian.PutUint32(p[:], v)
+	b.setOver(i, p[:])
 }
 
 // SetUint32AtLE changes the 4 bytes at index i to the little-endian v.
 func (b *Buf) SetUint32AtLE(i int, v uint32) {
-	binary.LittleEndian.PutUint32((*[4]byte)(b.setAt(i, 4))[:], v)
+	if p := b.setAt(i, 4); p != nil {
+		binary.LittleEndian.PutUint32((*[4]byte)(p)[:], v)
+		return
+	}
+	var p [4]byte
+	binary.LittleEndian.PutUint32(p[:], v)
+	b.setOver(i, p[:])
 }
 
 // SetUint64At changes the 8 bytes at index i to the big-endian v.
 func (b *Buf) SetUint64At(i int, v uint64) {
-	binary.BigEndian.PutUint64((*[8]byte)(b.setAt(i, 8))[:], v)
+	if p := b.setAt(i, 8); p != nil {
+		binary.BigEndian.PutUint64((*[8]byte)(p)[:], v)
+		return
+	}
+	var p [8]byte
+	binary.BigEndian.PutUint64(p[:], v)
+	b.setOver(i, p[:])
 }
 
 // SetUint64AtLE changes the 8 bytes at index i to the little-endian v.
 func (b *Buf) SetUint64AtLE(i int, v uint64) {
-	binary.LittleEndian.PutUint64((*[8]byte)(b.setAt(i, 8))[:], v)
+	if p := b.setAt(i, 8); p != nil {
+		binary.LittleEndian.PutUint64((*[8]byte)(p)[:], v)
+		return
+	}
+	var p [8]byte
+	binary.LittleEndian.PutUint64(p[:], v)
+	b.setOver(i, p[:])
 }
 
 //go:noinline

@@ -14,6 +14,9 @@ import (
 // 0 <= ReaderIndex <= WriterIndex <= Cap. It grows when it is written to, up to
 // MaxCap.
 //
+// A Buf may consist of many pieces of memory, see [Compose]; every method works on
+// those as well.
+//
 // Slices and duplicates share memory. Each is a Buf with indices and references of
 // its own, and keeps the memory alive. A change through [Buf.SetUint32At] and its
 // like is visible in all of them; what is appended to one never overwrites bytes
@@ -80,6 +83,7 @@ const (
 	flagMapped                      // memory is a mapped file
 	flagReadOnly                    // memory cannot be written
 	flagHuge                        // memory is a run of pages that no cache keeps
+	flagParts                       // no memory but parts, see composite.go
 
 	// flagsOfMemory are those that all handles of a slot have in common.
 	flagsOfMemory = flagHeap | flagMapped | flagReadOnly | flagHuge
@@ -151,7 +155,11 @@ func (b *Buf) retire() {
 	if b.owner == nil {
 		heapLive.Add(-1)
 	}
-	if b.flags&flagShared != 0 && !b.slot.unpin() {
+	if b.flags&flagParts != 0 {
+		ps := b.pieces()
+		b.part()
+		ps.giveBack()
+	} else if b.flags&flagShared != 0 && !b.slot.unpin() {
 		b.part()
 	}
 	if invariant.Enabled {
@@ -209,11 +217,21 @@ func (b *Buf) recycle() {
 func (b *Buf) Refs() int32 { return atomic.LoadInt32(&b.ref) }
 
 // Len returns the number of bytes that can be read.
-func (b *Buf) Len() int { return b.q - b.r }
+func (b *Buf) Len() int {
+	if b.flags&flagParts != 0 {
+		return b.partsLen()
+	}
+	return b.q - b.r
+}
 
 // Cap returns the number of bytes b can hold before it has to move to more memory,
 // counted from index 0.
-func (b *Buf) Cap() int { return b.l }
+func (b *Buf) Cap() int {
+	if b.flags&flagParts != 0 {
+		return b.partsWriter() + b.l - b.q
+	}
+	return b.l
+}
 
 // MaxCap returns the capacity up to which b grows by itself.
 func (b *Buf) MaxCap() int {
@@ -224,23 +242,56 @@ func (b *Buf) MaxCap() int {
 }
 
 // ReaderIndex returns the index of the next byte to be read.
-func (b *Buf) ReaderIndex() int { return b.r }
+func (b *Buf) ReaderIndex() int {
+	if b.flags&flagParts != 0 {
+		return b.partsReader()
+	}
+	return b.r
+}
 
 // WriterIndex returns the index at which the next byte is written.
-func (b *Buf) WriterIndex() int { return b.q }
+func (b *Buf) WriterIndex() int {
+	if b.flags&flagParts != 0 {
+		return b.partsWriter()
+	}
+	return b.q
+}
 
 // Pinned returns how many bytes of memory b keeps alive, whatever its length: all
-// of the memory it shares, and its own handle. Limits are charged by it.
-func (b *Buf) Pinned() int { return b.slot.size + slotSize + handleSize }
+// of the memory it shares, and its own handles. Limits are charged by it.
+func (b *Buf) Pinned() int {
+	if b.flags&flagParts != 0 {
+		ps := b.pieces()
+		return ps.pinned + len(ps.list)*partSize + handleSize
+	}
+	return b.slot.size + slotSize + handleSize
+}
 
-// SharesMemory reports whether b and o keep the same memory alive, as a Buf and
-// its slice do.
-func (b *Buf) SharesMemory(o *Buf) bool { return b.slot == o.slot }
+// SharesMemory reports whether b and o keep some of the same memory alive, as a Buf
+// and its slice do. The parts of a composite are compared one by one.
+func (b *Buf) SharesMemory(o *Buf) bool {
+	if b.flags&flagParts != 0 {
+		ps := b.pieces()
+		for _, x := range ps.list[ps.head:] {
+			if o.SharesMemory(x.b) {
+				return true
+			}
+		}
+		return b == o
+	}
+	if o.flags&flagParts != 0 {
+		return o.SharesMemory(b)
+	}
+	return b.slot == o.slot
+}
 
 // Exclusive reports whether the caller is the only user of b's memory and may
 // change it: b has one reference, no slice shares its memory, and it is not
 // read-only.
 func (b *Buf) Exclusive() bool {
+	if b.flags&flagParts != 0 {
+		return b.partsExclusive()
+	}
 	return atomic.LoadInt32(&b.ref) == 1 && b.flags&flagReadOnly == 0 && b.sole()
 }
 
@@ -250,9 +301,13 @@ func (b *Buf) Mapped() bool { return b.flags&flagMapped != 0 }
 
 // Clear drops all content: both indices become 0. Bytes that are shared stay as
 // they are in the other Bufs; then b continues behind them with what capacity is
-// left.
+// left. The parts of a composite are released.
 func (b *Buf) Clear() {
 	b.alive("Clear")
+	if b.flags&flagParts != 0 {
+		b.clearParts()
+		return
+	}
 	if b.Exclusive() {
 		b.r, b.q = 0, 0
 		b.rewind()
@@ -265,9 +320,14 @@ func (b *Buf) Clear() {
 
 // DiscardRead drops the bytes that have been read, so that ReaderIndex becomes 0.
 // It moves the rest to the front of the memory, unless that is shared or
-// read-only: then the capacity shrinks instead.
+// read-only: then the capacity shrinks instead. Of a composite it releases the parts
+// that have been read, and moves nothing.
 func (b *Buf) DiscardRead() {
 	b.alive("DiscardRead")
+	if b.flags&flagParts != 0 {
+		b.discardParts(true)
+		return
+	}
 	if b.Exclusive() {
 		n := b.q - b.r
 		copy(bytesAt(b.slot.mem, 0, b.slot.size), bytesAt(b.p, b.r, n))
@@ -290,79 +350,22 @@ func (b *Buf) EnsureWritable(n int) {
 	}
 }
 
-// Slice returns a new Buf over the n bytes from index i, with a reference of its
-// own to the memory. The bytes must have been written.
-func (b *Buf) Slice(i, n int) *Buf {
-	if i < 0 || n < 0 || i > b.q-n {
-		b.outOfRange("Slice", i, n)
-	}
-	return b.view(i, n)
-}
-
-// ReadSlice returns a new Buf over the next n bytes, with a reference of its own
-// to the memory, and reads past them. It panics with ErrShort when b holds fewer.
-func (b *Buf) ReadSlice(n int) *Buf {
-	if uint(n) > uint(b.q-b.r) {
-		b.short("ReadSlice", n)
-	}
-	v := b.view(b.r, n)
-	b.r += n
-	return v
-}
-
-// TryReadSlice is ReadSlice for input of unknown length: it returns false and
-// reads nothing when b holds fewer than n bytes.
-func (b *Buf) TryReadSlice(n int) (*Buf, bool) {
-	if uint(n) > uint(b.q-b.r) {
-		b.alive("read")
-		return nil, false
-	}
-	return b.ReadSlice(n), true
-}
-
-// Duplicate returns a new Buf with the same content and indices, and a reference
-// of its own to the memory. From then on each moves its own indices.
-func (b *Buf) Duplicate() *Buf {
-	v := b.view(0, b.q)
-	v.r = b.r
-	return v
-}
-
-// Copy returns a new Buf with a copy of the bytes that can be read, from the
-// allocator b came from.
-func (b *Buf) Copy() *Buf {
-	b.alive("Copy")
-	n := b.Len()
-	o := b.allocator().Alloc(n)
-	b.copyTo(o, b.r, n)
-	o.q = n
-	return o
-}
-
-// Join makes the bytes of o, which must lie directly behind those of b in the same
-// memory, bytes of b, and releases o: the way back from [Buf.ReadSlice]. It returns
-// false and changes nothing if they lie elsewhere, or if b has other references.
-func (b *Buf) Join(o *Buf) bool {
-	if b.slot != o.slot || b.q != b.l || b == o ||
-		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
-		return false
-	}
-	b.q += o.q - o.r
-	b.l = b.q
-	b.sync()
-	o.Release()
-	return true
-}
-
 // Window returns the bytes that can be read and lie at one place in memory: all
 // of them, unless b is made of several parts. The slice is b's; do not write to it.
 func (b *Buf) Window() []byte {
+	if b.flags&flagParts != 0 {
+		return b.partsWindow()
+	}
 	return bytesAt(b.p, b.r, b.q-b.r)
 }
 
 // Segments yields the bytes that can be read, part by part and in order, until
 // yield returns false. The slices are b's.
 func (b *Buf) Segments(yield func([]byte) bool) {
+	if b.flags&flagParts != 0 {
+		b.eachPart(yield)
+		return
+	}
 	if b.q > b.r {
 		yield(b.Window())
 	}
@@ -372,6 +375,9 @@ func (b *Buf) Segments(yield func([]byte) bool) {
 // for a gathering write. Empty parts are left out. The memory must stay alive for
 // as long as the result is used: hold a reference.
 func (b *Buf) AppendIovecs(dst []sys.Iovec, max int) []sys.Iovec {
+	if b.flags&flagParts != 0 {
+		return b.partsIovecs(dst, max)
+	}
 	if b.q > b.r && max > 0 {
 		dst = append(dst, sys.MakeIovec(b.Window()))
 	}
@@ -425,29 +431,6 @@ func (b *Buf) hold(s *slot) {
 	b.p, b.wp = s.mem, s.mem
 }
 
-// view returns a new handle on bytes i to i+n.
-func (b *Buf) view(i, n int) *Buf {
-	b.alive("Slice")
-	s := b.slot
-	if atomic.LoadInt32(&s.pins) == 1 {
-		s.pins = 2 // the other hold is b's, and b is in the caller's use
-	} else {
-		atomic.AddInt32(&s.pins, 1)
-	}
-	b.flags |= flagShared
-	v := b.newHandle()
-	v.hold(s)
-	v.flags = b.flags&flagsOfMemory | flagShared | flagMoved
-	if n > 0 {
-		v.p = unsafe.Add(b.p, i)
-		v.wp = v.p
-	}
-	v.r, v.q, v.l = 0, n, n
-	v.sync()
-	v.born()
-	return v
-}
-
 // allocator returns where more memory for b comes from.
 func (b *Buf) allocator() Allocator {
 	if b.owner == nil {
@@ -463,10 +446,14 @@ func (b *Buf) grow(n int) {
 	if n < 0 {
 		panic(&Error{"EnsureWritable", n, 0, ErrShort})
 	}
-	need := b.q + n
+	need := b.WriterIndex() + n
 	most := b.MaxCap()
 	if need > most || need < 0 {
 		panic(&Error{"write", need, most, ErrTooLarge})
+	}
+	if b.flags&flagParts != 0 {
+		b.growParts(n)
+		return
 	}
 	if b.Exclusive() && need <= b.slot.size {
 		b.flags &^= flagClean | flagShared
@@ -522,7 +509,7 @@ func (b *Buf) misuse(op string) {
 //go:noinline
 func (b *Buf) short(op string, n int) {
 	b.alive(op)
-	panic(&Error{op, n, b.q - b.r, ErrShort})
+	panic(&Error{op, n, b.Len(), ErrShort})
 }
 
 // outOfRange panics because bytes i to i+n have not all been written.
@@ -531,9 +518,9 @@ func (b *Buf) short(op string, n int) {
 func (b *Buf) outOfRange(op string, i, n int) {
 	b.alive(op)
 	if i < 0 || n < 0 {
-		panic(&Error{op, min(i, n), b.q, ErrShort})
+		panic(&Error{op, min(i, n), b.WriterIndex(), ErrShort})
 	}
-	panic(&Error{op, i + n, b.q, ErrShort})
+	panic(&Error{op, i + n, b.WriterIndex(), ErrShort})
 }
 
 // bytesAt returns n bytes from offset off behind p, and no capacity beyond. It

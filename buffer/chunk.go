@@ -4,11 +4,19 @@ package buffer
 // one of them: 0 <= i < WriterIndex. The slice is b's. Reading it may fault when b
 // is mapped: see guarded.
 func (b *Buf) chunk(i int) []byte {
+	if b.flags&flagParts != 0 {
+		x, i := b.partAt(i)
+		return bytesAt(x.p, i, x.q-i)
+	}
 	return bytesAt(b.p, i, b.q-i)
 }
 
 // chunkBefore returns the bytes in front of index i that lie at one place in memory,
 // at least one of them: 0 < i <= WriterIndex. The slice is b's, as that of chunk.
 func (b *Buf) chunkBefore(i int) []byte {
+	if b.flags&flagParts != 0 {
+		x, last := b.partAt(i - 1)
+		return bytesAt(x.p, x.r, last+1-x.r)
+	}
 	return bytesAt(b.p, 0, i)
 }

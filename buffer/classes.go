@@ -10,8 +10,9 @@ const (
 	maxSlot     = 1 << maxSlotBits
 	numClasses  = 4 + 4*(maxSlotBits-6)
 
-	classView = numClasses     // handles without memory
-	classHuge = numClasses + 1 // runs of pages of their own
+	classView  = numClasses     // handles without memory
+	classHuge  = numClasses + 1 // runs of pages of their own
+	classParts = numClasses + 2 // composites
 )
 
 // A span is the memory that is cut into slots of one class: so many pages that at

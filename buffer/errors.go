@@ -36,6 +36,9 @@ var (
 	ErrInUse = errors.New("pool is in use")
 )
 
+// errOwnPart is the cause of a misuse of Append and its like.
+var errOwnPart = errors.New("a Buf cannot be a part of itself")
+
 // Error is the error of an operation on a Buf or a Pool. It wraps one of the
 // sentinels of this package, or the error of a system call. Operations that
 // return no error panic with a *Error.

@@ -64,11 +64,24 @@ func MapFile(f *os.File, off int64, n int) (*Buf, error) {
 // copyOut fills dst from index i, turning a fault of a mapped file into a panic
 // with ErrTruncated.
 func (b *Buf) copyOut(dst []byte, i int) {
-	if b.flags&flagMapped != 0 {
-		b.guarded(func() { copy(dst, bytesAt(b.p, i, len(dst))) })
+	if b.flags&(flagMapped|flagParts) == 0 {
+		copy(dst, bytesAt(b.p, i, len(dst)))
 		return
 	}
-	copy(dst, bytesAt(b.p, i, len(dst)))
+	if b.flags&flagMapped != 0 {
+		b.guarded(func() { b.copyParts(dst, i) })
+		return
+	}
+	b.copyParts(dst, i)
+}
+
+// copyParts fills dst from index i, chunk by chunk.
+func (b *Buf) copyParts(dst []byte, i int) {
+	for len(dst) > 0 {
+		n := copy(dst, b.chunk(i))
+		dst = dst[n:]
+		i += n
+	}
 }
 
 // copyTo copies n bytes from index i to the front of o's memory. When they cannot be
@@ -85,12 +98,11 @@ func (b *Buf) copyTo(o *Buf, i, n int) {
 		copied = true
 		return
 	}
-	copy(bytesAt(o.p, 0, n), bytesAt(b.p, i, n))
+	b.copyOut(bytesAt(o.p, 0, n), i)
 }
 
 // guarded runs f, which reads b's mapped memory.
 func (b *Buf) guarded(f func()) {
-	mem := b.slot
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		v := recover()
@@ -99,11 +111,28 @@ func (b *Buf) guarded(f func()) {
 		}
 		var fault interface{ Addr() uintptr }
 		if err, ok := v.(runtime.Error); ok && errors.As(err, &fault) {
-			if at := fault.Addr() - uintptr(mem.mem); at < uintptr(mem.size) {
-				panic(&Error{"read", int(at), mem.size, ErrTruncated})
+			if s := b.mappedSlot(fault.Addr()); s != nil {
+				panic(&Error{"read", int(fault.Addr() - uintptr(s.mem)), s.size, ErrTruncated})
 			}
 		}
 		panic(v)
 	}()
 	f()
+}
+
+// mappedSlot returns b's mapped memory that has the address, or nil.
+func (b *Buf) mappedSlot(addr uintptr) *slot {
+	if b.flags&flagParts != 0 {
+		ps := b.pieces()
+		for _, x := range ps.list[ps.head:] {
+			if s := x.b.mappedSlot(addr); s != nil {
+				return s
+			}
+		}
+		return nil
+	}
+	if s := b.slot; b.flags&flagMapped != 0 && addr-uintptr(s.mem) < uintptr(s.size) {
+		return s
+	}
+	return nil
 }

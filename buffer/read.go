@@ -14,6 +14,11 @@ import (
 func (b *Buf) need(n int) {
 	b.r -= n
 	b.alive("read")
+	if b.flags&flagParts != 0 {
+		b.needParts(n)
+		b.r += n
+		return
+	}
 	if b.q-b.r < n {
 		b.short("read", n)
 	}
@@ -120,7 +125,7 @@ func (b *Buf) ReadInt64LE() int64 { return int64(b.ReadUint64LE()) }
 // TryReadX it is for input of unknown length: it returns false, and reads nothing,
 // when b does not hold enough.
 func (b *Buf) TryReadUint8() (uint8, bool) {
-	if b.q-b.r < 1 {
+	if b.Len() < 1 {
 		b.alive("read")
 		return 0, false
 	}
@@ -129,7 +134,7 @@ func (b *Buf) TryReadUint8() (uint8, bool) {
 
 // TryReadUint16 reads a big-endian number of 2 bytes if b holds that many.
 func (b *Buf) TryReadUint16() (uint16, bool) {
-	if b.q-b.r < 2 {
+	if b.Len() < 2 {
 		b.alive("read")
 		return 0, false
 	}
@@ -138,7 +143,7 @@ func (b *Buf) TryReadUint16() (uint16, bool) {
 
 // TryReadUint16LE reads a little-endian number of 2 bytes if b holds that many.
 func (b *Buf) TryReadUint16LE() (uint16, bool) {
-	if b.q-b.r < 2 {
+	if b.Len() < 2 {
 		b.alive("read")
 		return 0, false
 	}
@@ -147,7 +152,7 @@ func (b *Buf) TryReadUint16LE() (uint16, bool) {
 
 // TryReadUint32 reads a big-endian number of 4 bytes if b holds that many.
 func (b *Buf) TryReadUint32() (uint32, bool) {
-	if b.q-b.r < 4 {
+	if b.Len() < 4 {
 		b.alive("read")
 		return 0, false
 	}
@@ -156,7 +161,7 @@ func (b *Buf) TryReadUint32() (uint32, bool) {
 
 // TryReadUint32LE reads a little-endian number of 4 bytes if b holds that many.
 func (b *Buf) TryReadUint32LE() (uint32, bool) {
-	if b.q-b.r < 4 {
+	if b.Len() < 4 {
 		b.alive("read")
 		return 0, false
 	}
@@ -165,7 +170,7 @@ func (b *Buf) TryReadUint32LE() (uint32, bool) {
 
 // TryReadUint64 reads a big-endian number of 8 bytes if b holds that many.
 func (b *Buf) TryReadUint64() (uint64, bool) {
-	if b.q-b.r < 8 {
+	if b.Len() < 8 {
 		b.alive("read")
 		return 0, false
 	}
@@ -174,7 +179,7 @@ func (b *Buf) TryReadUint64() (uint64, bool) {
 
 // TryReadUint64LE reads a little-endian number of 8 bytes if b holds that many.
 func (b *Buf) TryReadUint64LE() (uint64, bool) {
-	if b.q-b.r < 8 {
+	if b.Len() < 8 {
 		b.alive("read")
 		return 0, false
 	}
@@ -183,34 +188,63 @@ func (b *Buf) TryReadUint64LE() (uint64, bool) {
 
 // Skip reads past n bytes.
 func (b *Buf) Skip(n int) {
-	if uint(n) > uint(b.q-b.r) {
-		b.short("Skip", n)
+	if n > b.w-b.r || n < 0 {
+		b.skip(n)
+		return
 	}
 	b.r += n
+}
+
+// skip is Skip beyond the read window.
+func (b *Buf) skip(n int) {
+	if uint(n) > uint(b.Len()) {
+		b.short("Skip", n)
+	}
+	if b.flags&flagParts != 0 {
+		b.seek(b.pieces(), b.ReaderIndex()+n)
+		return
+	}
+	b.r += n
+	b.sync()
 }
 
 // Unread makes the last n bytes that were read readable once more. It panics with
 // ErrShort when fewer than n lie in front of ReaderIndex.
 func (b *Buf) Unread(n int) {
-	if uint(n) > uint(b.r) {
-		b.outOfRange("Unread", b.r-n, 0)
+	i := b.ReaderIndex()
+	if uint(n) > uint(i) {
+		b.outOfRange("Unread", i-n, 0)
+	}
+	if b.flags&flagParts != 0 {
+		ps := b.pieces()
+		if i-n+ps.origin < ps.first {
+			b.outOfRange("Unread", i-n, 0)
+		}
+		b.seek(ps, i-n)
+		return
 	}
 	b.r -= n
 }
 
-// Next reads n bytes and returns them where they lie. The slice is b's: it is good
+// Next reads n bytes and returns them where they lie, or, when they lie in several
+// parts, copied together, see [Buf.Peek]. The slice is b's: it is good
 // until b is written to, compacted or released, and must not be written to.
 func (b *Buf) Next(n int) []byte {
 	p := b.Peek(n)
-	b.r += n
+	b.Skip(n)
 	return p
 }
 
 // Peek returns the next n bytes where they lie and does not read them. The slice
-// is b's, as that of [Buf.Next].
+// is b's, as that of [Buf.Next]. Bytes that lie in several parts of a composite are
+// copied into a part of their own, so that they lie together from then on; that may
+// panic with ErrOutOfMemory.
 func (b *Buf) Peek(n int) []byte {
-	if uint(n) > uint(b.q-b.r) {
+	if uint(n) > uint(b.Len()) {
 		b.short("Peek", n)
+	}
+	if b.flags&flagParts != 0 {
+		return b.peekParts(n)
 	}
 	return bytesAt(b.p, b.r, n)
 }
@@ -218,16 +252,16 @@ func (b *Buf) Peek(n int) []byte {
 // ReadBytes fills dst with the next bytes. It panics with ErrShort when b holds
 // fewer than len(dst).
 func (b *Buf) ReadBytes(dst []byte) {
-	if len(dst) > b.q-b.r {
+	if len(dst) > b.Len() {
 		b.short("ReadBytes", len(dst))
 	}
-	b.copyOut(dst, b.r)
-	b.r += len(dst)
+	b.copyOut(dst, b.ReaderIndex())
+	b.Skip(len(dst))
 }
 
 // TryReadBytes fills dst with the next bytes if b holds that many.
 func (b *Buf) TryReadBytes(dst []byte) bool {
-	if len(dst) > b.q-b.r {
+	if len(dst) > b.Len() {
 		b.alive("read")
 		return false
 	}
@@ -237,21 +271,21 @@ func (b *Buf) TryReadBytes(dst []byte) bool {
 
 // ReadString reads n bytes and returns a copy of them.
 func (b *Buf) ReadString(n int) string {
-	if uint(n) > uint(b.q-b.r) {
+	if uint(n) > uint(b.Len()) {
 		b.short("ReadString", n)
 	}
 	if n == 0 {
 		return ""
 	}
 	dst := make([]byte, n)
-	b.copyOut(dst, b.r)
-	b.r += n
+	b.copyOut(dst, b.ReaderIndex())
+	b.Skip(n)
 	return unsafe.String(&dst[0], n) // nobody else has dst
 }
 
 // TryReadString reads n bytes and returns a copy of them if b holds that many.
 func (b *Buf) TryReadString(n int) (string, bool) {
-	if uint(n) > uint(b.q-b.r) {
+	if uint(n) > uint(b.Len()) {
 		b.alive("read")
 		return "", false
 	}

@@ -113,8 +113,8 @@ func (b *Buf) WriteBuf(src *Buf) {
 	if n > b.l-b.q {
 		b.grow(n)
 	}
-	src.copyOut(bytesAt(b.wp, b.q, n), src.r)
-	src.r += n
+	src.copyOut(bytesAt(b.wp, b.q, n), src.ReaderIndex())
+	src.Skip(n)
 	b.q += n
 }
 

@@ -190,7 +190,7 @@ type holder interface {
 
 // heldSlack is how much more than twice its bytes a decoder may keep: a small block
 // and its handle.
-const heldSlack = 256
+const heldSlack = 288
 
 // feed feeds in until it ends or the channel closes. It returns the Bufs that share
 // memory with what was fed.

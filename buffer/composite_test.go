@@ -1,0 +1,370 @@
+package buffer_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/invariant"
+)
+
+// composed returns a composite of pieces, each in a Buf of its own.
+func composed(a buffer.Allocator, pieces ...string) *buffer.Buf {
+	bufs := make([]*buffer.Buf, len(pieces))
+	for i, s := range pieces {
+		bufs[i] = a.Alloc(len(s))
+		bufs[i].WriteString(s)
+	}
+	return buffer.Compose(bufs...)
+}
+
+// content is what can be read from b, read twice in different ways.
+func content(t *testing.T, b *buffer.Buf) string {
+	t.Helper()
+	var all []byte
+	for p := range b.Segments {
+		all = append(all, p...)
+	}
+	c := b.Copy()
+	defer c.Release()
+	if !bytes.Equal(all, c.Window()) {
+		t.Errorf("parts %q, copied %q", all, c.Window())
+	}
+	return string(all)
+}
+
+func TestComposite(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			tests := []struct {
+				name  string
+				make  func() *buffer.Buf
+				parts int
+				want  string
+			}{
+				{"none", func() *buffer.Buf { return buffer.Compose() }, -1, ""},
+				{"empty ones", func() *buffer.Buf { return composed(a, "", "") }, 0, ""},
+				{"one", func() *buffer.Buf { return composed(a, "abc") }, 1, "abc"},
+				{"three", func() *buffer.Buf { return composed(a, "ab", "c", "", "def") }, 3, "abcdef"},
+				{"nested", func() *buffer.Buf {
+					return buffer.Compose(composed(a, "ab", "cd"), composed(a, "e"), composed(a, "fg", "h"))
+				}, 5, "abcdefgh"},
+				{"nested and half read", func() *buffer.Buf {
+					in := composed(a, "abc", "def")
+					in.Skip(4)
+					return buffer.Compose(composed(a, "x"), in)
+				}, 2, "xef"},
+				{"appended to a plain one", func() *buffer.Buf {
+					b := a.Alloc(4)
+					b.WriteString("ab")
+					b.Append(composed(a, "cd", "ef"))
+					return b
+				}, 3, "abcdef"},
+				{"in front of a plain one", func() *buffer.Buf {
+					b := a.Alloc(4)
+					b.WriteString("ab")
+					b.Prepend(composed(a, "cd", "ef"))
+					b.Prepend(composed(a, "gh"))
+					return b
+				}, 4, "ghcdefab"},
+				{"in front of what is left", func() *buffer.Buf {
+					b := composed(a, "abc", "def")
+					b.Skip(1)
+					b.Prepend(composed(a, "x", "y"))
+					return b
+				}, 5, "xybcdef"},
+				{"in the middle", func() *buffer.Buf {
+					b := composed(a, "abc", "def")
+					b.Insert(4, composed(a, "1", "2"))
+					b.Insert(3, composed(a, "3"))
+					return b
+				}, 6, "abc3d12ef"},
+				{"neighbours are one part", func() *buffer.Buf {
+					m := a.Alloc(8)
+					m.WriteString("abcdef")
+					b := buffer.Compose(m.ReadSlice(2), m.ReadSlice(2))
+					b.Append(m)
+					return b
+				}, 1, "abcdef"},
+				{"written to", func() *buffer.Buf {
+					b := composed(a, "ab", "cd")
+					for range 2000 {
+						b.WriteString("x")
+					}
+					b.Skip(2000)
+					return b
+				}, -1, "xxxx"},
+				{"somebody else holds a part", func() *buffer.Buf {
+					p := a.Alloc(4)
+					p.WriteString("abcd")
+					p.Retain()
+					b := buffer.Compose(p, composed(a, "e"))
+					p.Skip(3)
+					p.Release()
+					return b
+				}, 2, "abcde"},
+			}
+			for _, tt := range tests {
+				t.Run(tt.name, func(t *testing.T) {
+					before := buffer.Live()
+					b := tt.make()
+					if got := content(t, b); got != tt.want || b.Len() != len(tt.want) {
+						t.Errorf("got %q, want %q", got, tt.want)
+					}
+					if got := b.Parts(); tt.parts >= 0 && got != tt.parts {
+						t.Errorf("got %d parts, want %d", got, tt.parts)
+					}
+					b.Consolidate()
+					if got := string(b.Window()); got != tt.want {
+						t.Errorf("in one piece: got %q, want %q", got, tt.want)
+					}
+					b.Release()
+					if got := buffer.Live() - before; got != 0 {
+						t.Errorf("got %d live, want 0", got)
+					}
+				})
+			}
+		})
+	}
+}
+
+// Numbers that lie in several parts are read, and changed, like others.
+func TestStraddling(t *testing.T) {
+	for name, a := range allocators(t) {
+		t.Run(name, func(t *testing.T) {
+			b := composed(a, "\x01\x02\x03", "\x04", "\x05\x06\x07\x08\x09", "\x0a\x0b")
+			defer b.Release()
+			if got := b.Uint64At(1); got != 0x0203040506070809 {
+				t.Errorf("Uint64At: got %#x", got)
+			}
+			if got := b.Uint32AtLE(2); got != 0x06050403 {
+				t.Errorf("Uint32AtLE: got %#x", got)
+			}
+			if got := b.ReadUint16(); got != 0x0102 {
+				t.Errorf("got %#x", got)
+			}
+			if got := b.ReadUint32(); got != 0x03040506 {
+				t.Errorf("got %#x", got)
+			}
+			b.Unread(3)
+			if got := b.ReadUint64(); got != 0x040506070809_0a0b {
+				t.Errorf("got %#x", got)
+			}
+			wantPanic(t, "ReadUint8 at the end", buffer.ErrShort, func() { b.ReadUint8() })
+			b.SetUint64At(2, 0xa1a2a3a4a5a6a7a8)
+			b.Unread(9)
+			if got := b.Peek(9); !bytes.Equal(got, []byte{0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0x0b}) {
+				t.Errorf("got %x", got)
+			}
+		})
+	}
+}
+
+// A slice of a component keeps just that component alive.
+func TestSliceOfComposite(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abc", "def", "ghi")
+	one := b.Slice(3, 3)
+	two := b.Slice(4, 4)
+	all := b.Duplicate()
+	b.Skip(4)
+	rest := b.ReadSlice(5)
+	b.Release()
+	all.Release()
+	if got := content(t, one); got != "def" || one.Parts() != 1 {
+		t.Errorf("got %q in %d parts", got, one.Parts())
+	}
+	if got := content(t, two); got != "efgh" || two.Parts() != 2 {
+		t.Errorf("got %q in %d parts", got, two.Parts())
+	}
+	if got := content(t, rest); got != "efghi" {
+		t.Errorf("got %q", got)
+	}
+	two.Release()
+	rest.Release()
+	if got := p.Live(); got != 1 {
+		t.Errorf("got %d live, want 1", got)
+	}
+	one.Release()
+}
+
+func TestSplit(t *testing.T) {
+	for name, a := range allocators(t) {
+		for parts, make := range map[string]func() *buffer.Buf{
+			"contiguous": func() *buffer.Buf { b := a.Alloc(100); b.WriteString("abcdefgh"); return b },
+			"composite":  func() *buffer.Buf { return composed(a, "abc", "d", "efgh") },
+		} {
+			t.Run(name+"/"+parts, func(t *testing.T) {
+				for i := range 9 {
+					for r := range 9 {
+						b := make()
+						b.Skip(r)
+						rest := b.Split(i)
+						if got, want := content(t, b), "abcdefgh"[min(r, i):i]; got != want {
+							t.Errorf("at %d, %d read: b holds %q, want %q", i, r, got, want)
+						}
+						if got, want := content(t, rest), "abcdefgh"[max(r, i):]; got != want {
+							t.Errorf("at %d, %d read: the rest holds %q, want %q", i, r, got, want)
+						}
+						if b.WriterIndex() != i || rest.WriterIndex() != 8-i {
+							t.Errorf("at %d: got writers at %d and %d", i, b.WriterIndex(), rest.WriterIndex())
+						}
+						b.WriteString("XYZ")
+						rest.WriteString("123")
+						b.Skip(b.Len() - 3)
+						rest.Skip(rest.Len() - 3)
+						if x, y := content(t, b), content(t, rest); x != "XYZ" || y != "123" {
+							t.Errorf("at %d: wrote XYZ and 123, read %q and %q", i, x, y)
+						}
+						b.Release()
+						rest.Release()
+					}
+				}
+			})
+		}
+	}
+}
+
+// The room goes with the second half, so that it is filled without a move.
+func TestSplitKeepsRoom(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := p.Alloc(64)
+	b.WriteString("abcdef")
+	rest := b.Split(4)
+	if b.Cap() != 4 || rest.Cap() != 60 {
+		t.Errorf("got capacities %d and %d, want 4 and 60", b.Cap(), rest.Cap())
+	}
+	if !b.Join(rest) || string(b.Window()) != "abcdef" {
+		t.Error("cannot be joined again")
+	}
+	b.Release()
+}
+
+func TestReadOnly(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	for _, b := range []*buffer.Buf{composed(p, "abcdefgh"), composed(p, "abc", "defgh")} {
+		r := b.ReadOnly()
+		wantPanic(t, "SetUint8At", buffer.ErrReadOnly, func() { r.SetUint8At(1, 'x') })
+		wantPanic(t, "SetUint32At", buffer.ErrReadOnly, func() { r.SetUint32At(1, 1) })
+		s := r.Slice(0, 8)
+		wantPanic(t, "of a slice", buffer.ErrReadOnly, func() { s.SetUint8At(1, 'x') })
+		r.WriteString("ij")
+		b.SetUint8At(0, 'A')
+		if got := content(t, b); got != "Abcdefgh" {
+			t.Errorf("got %q", got)
+		}
+		if got := content(t, r); len(got) != 10 || got[1:] != "bcdefghij" {
+			t.Errorf("got %q", got)
+		}
+		s.Release()
+		r.Release()
+		b.Release()
+	}
+}
+
+func TestDiscardReadParts(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abc", "def", "ghi")
+	defer b.Release()
+	b.Skip(5)
+	b.DiscardReadParts()
+	if b.Parts() != 2 || b.ReaderIndex() != 5 || b.Uint8At(3) != 'd' {
+		t.Errorf("got %d parts, reader at %d", b.Parts(), b.ReaderIndex())
+	}
+	wantPanic(t, "Uint8At of a discarded byte", buffer.ErrShort, func() { b.Uint8At(2) })
+	wantPanic(t, "Unread of one", buffer.ErrShort, func() { b.Unread(3) })
+	wantPanic(t, "Slice of one", buffer.ErrShort, func() { b.Slice(2, 1) })
+	wantPanic(t, "Insert in front of one", buffer.ErrShort, func() { b.Insert(2, buffer.FromString("x")) })
+	b.DiscardRead()
+	if b.ReaderIndex() != 0 || b.Len() != 4 || b.Uint8At(0) != 'f' {
+		t.Errorf("got reader at %d, %d bytes", b.ReaderIndex(), b.Len())
+	}
+	b.Skip(4)
+	b.DiscardRead()
+	b.Append(composed(p, "jk"))
+	if got := content(t, b); got != "jk" {
+		t.Errorf("got %q", got)
+	}
+	b.Clear()
+	b.WriteString("lm")
+	if got := content(t, b); got != "lm" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// What fails changes nothing, and what it was given is released all the same.
+func TestComposeMisuse(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abc", "def")
+	for _, i := range []int{-1, 7} {
+		wantPanic(t, "Insert", buffer.ErrShort, func() { b.Insert(i, composed(p, "x")) })
+	}
+	var misuse *buffer.MisuseError
+	if err := panicOf(func() { b.Append(b) }); !errors.As(err, &misuse) {
+		t.Errorf("appended to itself: got %v, want a MisuseError", err)
+	}
+	gone := p.Alloc(1)
+	gone.Release()
+	wantPanic(t, "Compose", buffer.ErrReleased, func() { buffer.Compose(composed(p, "a"), gone, composed(p, "b")) })
+	wantPanic(t, "Append", buffer.ErrReleased, func() { b.Append(gone) })
+	if got := content(t, b); got != "abcdef" {
+		t.Errorf("got %q", got)
+	}
+	b.Release()
+	wantPanic(t, "Append to a released one", buffer.ErrReleased, func() { b.Append(composed(p, "x")) })
+	wantPanic(t, "ReadUint8", buffer.ErrReleased, func() { b.ReadUint8() })
+	wantPanic(t, "Slice", buffer.ErrReleased, func() { b.Slice(0, 0) })
+	if got := p.Live(); got != 0 {
+		t.Errorf("got %d live, want 0", got)
+	}
+}
+
+// Steps of an iovec array cover all parts.
+func TestIovecsOfComposite(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := buffer.Compose()
+	defer b.Release()
+	for i := range 3000 {
+		o := p.Alloc(2)
+		o.WriteUint16(uint16(i))
+		b.Append(o)
+	}
+	b.Skip(1)
+	n := 0
+	for b.Len() > 0 {
+		v := b.AppendIovecs(nil, 1024)
+		step := 0
+		for _, x := range v {
+			step += int(x.Len)
+		}
+		b.Skip(step)
+		b.DiscardReadParts()
+		n++
+	}
+	if n != 3 {
+		t.Errorf("got %d steps, want 3", n)
+	}
+	if got := p.Live(); got != 1 {
+		t.Errorf("got %d live parts at the end, want 1, the one with room left", got)
+	}
+}
+
+func TestCompositeAllocatesNothing(t *testing.T) {
+	c := boundCache(t, buffer.PoolConfig{})
+	run := func() {
+		b := c.Alloc(16)
+		b.WriteString("head")
+		o := c.Alloc(16)
+		o.WriteString("body")
+		b.Append(o)
+		s := b.ReadSlice(6)
+		b.ReadUint16()
+		s.Release()
+		b.Release()
+	}
+	run()
+	if got := testing.AllocsPerRun(100, run); got > 0 && !invariant.Enabled {
+		t.Errorf("got %v allocations, want 0", got)
+	}
+}

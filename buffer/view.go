@@ -1,0 +1,160 @@
+package buffer
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+// Slice returns a new Buf over the n bytes from index i, with a reference of its
+// own to the memory. The bytes must have been written.
+func (b *Buf) Slice(i, n int) *Buf {
+	if i < 0 || n < 0 || i > b.WriterIndex()-n {
+		b.outOfRange("Slice", i, n)
+	}
+	if b.flags&flagParts != 0 {
+		return b.sliceParts(i, n)
+	}
+	return b.view(i, n)
+}
+
+// ReadSlice returns a new Buf over the next n bytes, with a reference of its own
+// to the memory, and reads past them. It panics with ErrShort when b holds fewer.
+func (b *Buf) ReadSlice(n int) *Buf {
+	if b.flags&flagParts != 0 {
+		if uint(n) > uint(b.Len()) {
+			b.short("ReadSlice", n)
+		}
+		v := b.sliceParts(b.ReaderIndex(), n)
+		b.Skip(n)
+		return v
+	}
+	if uint(n) > uint(b.q-b.r) {
+		b.short("ReadSlice", n)
+	}
+	v := b.view(b.r, n)
+	b.r += n
+	return v
+}
+
+// TryReadSlice is ReadSlice for input of unknown length: it returns false and
+// reads nothing when b holds fewer than n bytes.
+func (b *Buf) TryReadSlice(n int) (*Buf, bool) {
+	if uint(n) > uint(b.Len()) {
+		b.alive("read")
+		return nil, false
+	}
+	return b.ReadSlice(n), true
+}
+
+// Duplicate returns a new Buf with the same content and indices, and a reference
+// of its own to the memory. From then on each moves its own indices.
+func (b *Buf) Duplicate() *Buf {
+	if b.flags&flagParts != 0 {
+		b.DiscardReadParts()
+		r := b.ReaderIndex()
+		if ps := b.pieces(); ps.first != ps.origin {
+			b.discardParts(true)
+			r = 0
+		}
+		v := b.sliceParts(0, b.WriterIndex())
+		v.Skip(r)
+		return v
+	}
+	v := b.view(0, b.q)
+	v.r = b.r
+	return v
+}
+
+// Copy returns a new Buf with a copy of the bytes that can be read, from the
+// allocator b came from.
+func (b *Buf) Copy() *Buf {
+	b.alive("Copy")
+	n := b.Len()
+	o := b.allocator().Alloc(n)
+	b.copyTo(o, b.ReaderIndex(), n)
+	o.q = n
+	return o
+}
+
+// Join makes the bytes of o, which must lie directly behind those of b in the same
+// memory, bytes of b, and releases o: the way back from [Buf.ReadSlice]. It returns
+// false and changes nothing if they lie elsewhere, or if b has other references.
+func (b *Buf) Join(o *Buf) bool {
+	if b.slot != o.slot || (b.flags|o.flags)&flagParts != 0 || b.q != b.l || b == o ||
+		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
+		return false
+	}
+	b.q += o.q - o.r
+	b.l = b.q
+	b.sync()
+	o.Release()
+	return true
+}
+
+// ReadOnly returns a new Buf with the same content and indices and a reference of its
+// own to the memory, through which that cannot be changed in place: SetXAt panics with
+// ErrReadOnly. What is appended goes to memory of its own.
+func (b *Buf) ReadOnly() *Buf {
+	v := b.Duplicate()
+	if v.flags&flagParts != 0 {
+		ps := v.pieces()
+		for _, x := range ps.list[ps.head:] {
+			x.b.flags |= flagReadOnly
+		}
+	} else {
+		v.flags |= flagReadOnly
+	}
+	return v
+}
+
+// Split divides b at index i without copying: b keeps what lies below it, and the new
+// Buf that is returned owns what lies behind, with the room there is. Each goes on by
+// itself. Indices of the new Buf are lower by i; what had been read stays read. To
+// part what has been read from what has not, split at ReaderIndex.
+func (b *Buf) Split(i int) *Buf {
+	if i < 0 || i > b.WriterIndex() {
+		b.outOfRange("Split", i, 0)
+	}
+	if b.flags&flagParts != 0 {
+		return b.splitParts(i)
+	}
+	return b.splitAt(i)
+}
+
+// splitAt is Split for a contiguous Buf.
+func (b *Buf) splitAt(i int) *Buf {
+	r := b.r
+	v := b.view(i, b.q-i)
+	v.flags |= b.flags & flagClean
+	if v.l = b.l - i; v.l > 0 {
+		v.p = unsafe.Add(b.p, i)
+		v.wp = v.p
+	}
+	v.r = max(0, r-i)
+	b.r, b.q, b.l = min(r, i), i, i
+	b.sync()
+	return v
+}
+
+// view returns a new handle on bytes i to i+n.
+func (b *Buf) view(i, n int) *Buf {
+	b.alive("Slice")
+	s := b.slot
+	if atomic.LoadInt32(&s.pins) == 1 {
+		s.pins = 2 // the other hold is b's, and b is in the caller's use
+	} else {
+		atomic.AddInt32(&s.pins, 1)
+	}
+	b.flags |= flagShared
+	v := b.newHandle()
+	v.hold(s)
+	v.flags = b.flags&flagsOfMemory | flagShared | flagMoved
+	if n > 0 {
+		v.p = unsafe.Add(b.p, i)
+		v.wp = v.p
+	}
+	v.r, v.q, v.l = 0, n, n
+	v.sync()
+	v.born()
+	return v
+}
