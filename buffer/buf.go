@@ -68,9 +68,9 @@ type slot struct {
 	size  int
 	pins  int32 // handles that hold it; 1 while it waits in a free list with one
 	class uint8
-	owner *Cache   // where it returns to; nil if not from a pool
-	span  *span    // the pages mem was cut from; nil if not from a pool
-	file  *mapping // the file mem maps; nil if none
+	owner *Cache  // where it returns to; nil if not from a pool
+	span  *span   // the pages mem was cut from; nil if not from a pool
+	from  *origin // whose memory it is otherwise; nil if ours
 }
 
 // Flags of a Buf. A pool's Buf that is not shared and starts at its memory has
@@ -198,10 +198,11 @@ func (b *Buf) recycle() {
 			b.owner.put(b)
 		}
 	case s.owner == nil:
-		if s.file != nil {
-			s.file.unmap()
-		}
+		from := s.from
 		b.part()
+		if from != nil {
+			from.release()
+		}
 		if b.owner != nil {
 			b.owner.put(b)
 		}

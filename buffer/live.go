@@ -126,10 +126,10 @@ func (b *Buf) born() {
 }
 
 // bury leaves a released handle as it is for good, so that every later use of it is
-// found, and returns a new one with the memory it had. The memory is poisoned.
+// found, and returns a new one with the memory it had. Memory of ours is poisoned.
 func (b *Buf) bury() *Buf {
 	s := b.slot
-	if s != nil && b.flags&flagReadOnly == 0 {
+	if s != nil && s.from == nil {
 		poison(bytesAt(s.mem, 0, s.size))
 	}
 	b.trace.release()

@@ -12,11 +12,6 @@ import (
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
-// mapping is mapped memory and how to give it back.
-type mapping struct{ data []byte }
-
-func (m *mapping) unmap() { _ = sys.Unmap(m.data) }
-
 // MapFile returns a Buf over n bytes of a file from offset off, which may be any,
 // without reading them. The Buf is read-only and does not need f to stay open; the
 // mapping ends with the last Release of it and its slices. Writing to it moves it
@@ -52,13 +47,46 @@ func MapFile(f *os.File, off int64, n int) (*Buf, error) {
 		return nil, fmt.Errorf("buffer: MapFile: %w", err)
 	}
 	b := new(Buf)
-	b.hold(&slot{mem: unsafe.Pointer(unsafe.SliceData(data)), size: n, pins: 1, class: classView, file: &mapping{data}})
+	b.hold(&slot{mem: unsafe.Pointer(unsafe.SliceData(data)), size: n, pins: 1, class: classView, from: &origin{data: data}})
 	b.flags = flagMapped | flagReadOnly
 	b.q, b.l = n, n
 	b.sync()
 	b.born()
 	heapLive.Add(1)
 	return b, nil
+}
+
+// Advice is how mapped memory will be used.
+type Advice int
+
+// The values of Advice are those of Linux, see madvise(2).
+const (
+	AdviseNormal     Advice = 0 // nothing is known
+	AdviseRandom     Advice = 1 // here and there: do not read ahead
+	AdviseSequential Advice = 2 // from front to back: read ahead much
+	AdviseWillNeed   Advice = 3 // soon: begin to read it
+	AdviseDontNeed   Advice = 4 // not soon: it may leave the page tables
+)
+
+// Advise tells the kernel how the bytes of b that can be read will be used, where they
+// lie in a mapped file; elsewhere it does nothing. See madvise(2).
+func (b *Buf) Advise(a Advice) error {
+	b.alive("Advise")
+	var first error
+	for i, end := b.ReaderIndex(), b.WriterIndex(); i < end; {
+		p, mapped := b.chunk(i), b.flags&flagMapped != 0
+		if b.flags&flagParts != 0 {
+			x, _ := b.partAt(i)
+			mapped = x.Mapped()
+		}
+		if mapped {
+			if err := sys.Advise(p, int(a)); err != nil && first == nil {
+				first = fmt.Errorf("buffer: Advise: %w", err)
+			}
+		}
+		i += len(p)
+	}
+	return first
 }
 
 // copyOut fills dst from index i, turning a fault of a mapped file into a panic

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -191,5 +192,53 @@ func TestTruncatedInPlace(t *testing.T) {
 	var fault runtime.Error
 	if err := panicOf(func() { sink = byte(b.ReadUint32()) }); !errors.As(err, &fault) {
 		t.Errorf("got %v, want a runtime error", err)
+	}
+}
+
+// Advice reaches the kernel, whatever the place of the bytes.
+func TestAdvise(t *testing.T) {
+	page := os.Getpagesize()
+	f := openTemp(t, strings.Repeat("x", 4*page))
+	b := buffer.Compose(buffer.FromString("head"), mapFile(t, f, 5, page), mapFile(t, f, int64(page)+100, 3*page-200))
+	defer b.Release()
+	for _, a := range []buffer.Advice{
+		buffer.AdviseNormal, buffer.AdviseRandom, buffer.AdviseSequential, buffer.AdviseWillNeed, buffer.AdviseDontNeed,
+	} {
+		if err := b.Advise(a); err != nil {
+			t.Errorf("advice %d: %v", a, err)
+		}
+	}
+	if err := b.Advise(1000); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("no such advice: got %v, want EINVAL", err)
+	}
+	plain := buffer.FromString("x")
+	defer plain.Release()
+	if err := plain.Advise(1000); err != nil {
+		t.Errorf("not mapped: got %v, want nil", err)
+	}
+}
+
+// A composite with a mapped part says where the file ended.
+func TestTruncatedPart(t *testing.T) {
+	page := os.Getpagesize()
+	f := openTemp(t, strings.Repeat("x", 4*page))
+	b := buffer.Compose(buffer.FromString("head"), mapFile(t, f, 0, 4*page), buffer.FromString("tail"))
+	defer b.Release()
+	if err := os.Truncate(f.Name(), int64(page)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.ReadString(page); len(got) != page {
+		t.Errorf("got %d bytes", len(got))
+	}
+	before := buffer.Live()
+	wantPanic(t, "ReadString", buffer.ErrTruncated, func() { b.ReadString(3 * page) })
+	wantPanic(t, "Copy", buffer.ErrTruncated, func() { b.Copy() })
+	wantPanic(t, "Consolidate", buffer.ErrTruncated, func() { b.Consolidate() })
+	if got := buffer.Live(); got != before {
+		t.Errorf("got %d live, want %d", got, before)
+	}
+	b.Skip(3*page + 4)
+	if got := b.ReadString(b.Len()); got != "tail" {
+		t.Errorf("got %q", got)
 	}
 }

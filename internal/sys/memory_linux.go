@@ -63,3 +63,14 @@ func Unmap(b []byte) error {
 	lead := int(uintptr(p) % uintptr(PageSize()))
 	return failed("munmap", unix.MunmapPtr(unsafe.Add(p, -lead), uintptr(lead)+uintptr(len(b))))
 }
+
+// Advise tells the kernel how b, memory of MapFile or a part of it, will be used, by a
+// value of madvise(2). The advice covers all the pages that b touches.
+func Advise(b []byte, advice int) error {
+	if len(b) == 0 {
+		return nil
+	}
+	p := unsafe.Pointer(unsafe.SliceData(b))
+	lead := int(uintptr(p) % uintptr(PageSize()))
+	return failed("madvise", unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(p, -lead)), lead+len(b)), advice))
+}

@@ -73,6 +73,7 @@ func Commit(p unsafe.Pointer, n uintptr) error                { return errUnsupp
 func Decommit(p unsafe.Pointer, n uintptr) error              { return errUnsupported }
 func MapFile(fd int, off int64, n int) ([]byte, error)        { return nil, errUnsupported }
 func Unmap(b []byte) error                                    { return errUnsupported }
+func Advise(b []byte, advice int) error                       { return errUnsupported }
 func MemoryLimit() int64                                      { return 0 }
 func Socket(addr net.Addr) (int, error)                       { return -1, errUnsupported }
 func Bind(fd int, addr net.Addr) error                        { return errUnsupported }
