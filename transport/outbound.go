@@ -244,6 +244,7 @@ func (o *outbound) advance(n int64) {
 		left := int64(e.buf.Len())
 		if n < left {
 			e.buf.Skip(int(n))
+			e.buf.DiscardReadParts() // a long one gives back what has left
 			return
 		}
 		n -= left

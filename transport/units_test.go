@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
@@ -204,6 +205,32 @@ func TestAdjacentSlicesAreOneEntry(t *testing.T) {
 		t.Errorf("got %d entries and a charge of %d at the end", o.entries.n, o.charge)
 	}
 	first.Release()
+}
+
+// A composite leaves in steps of what an iovec array holds, and gives its parts back
+// as they leave.
+func TestCompositeLeavesInSteps(t *testing.T) {
+	var o outbound
+	b := buffer.Compose()
+	for range 50 {
+		b.Append(buffer.Compose(pooled("abc"), pooled("de")))
+	}
+	before := buffer.Live()
+	o.addBuf(b, nil, nil)
+	steps := 0
+	for ; !o.empty(); steps++ {
+		_, bytes, _, _ := o.parts(make([]sys.Iovec, 0, 8), o.queued-o.sent)
+		if bytes != 20 && steps < 12 {
+			t.Fatalf("step %d: got %d bytes, want those of 8 parts", steps, bytes)
+		}
+		o.advance(int64(bytes))
+		if got, want := buffer.Live(), before-8*int64(steps+1); steps < 12 && got != want {
+			t.Errorf("step %d: got %d live, want %d", steps, got, want)
+		}
+	}
+	if steps != 13 || o.charge != 0 {
+		t.Errorf("got %d steps and a charge of %d, want 13 and 0", steps, o.charge)
+	}
 }
 
 // scriptAccept is a listening socket that does what a test says.
