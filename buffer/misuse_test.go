@@ -11,6 +11,8 @@ import (
 )
 
 func TestUseAfterRelease(t *testing.T) {
+	none := buffer.FromString("")
+	defer none.Release()
 	uses := map[string]func(b *buffer.Buf){
 		"Release":        func(b *buffer.Buf) { b.Release() },
 		"Retain":         func(b *buffer.Buf) { b.Retain() },
@@ -47,6 +49,22 @@ func TestUseAfterRelease(t *testing.T) {
 		"Copy":           func(b *buffer.Buf) { b.Copy() },
 		"Clear":          func(b *buffer.Buf) { b.Clear() },
 		"DiscardRead":    func(b *buffer.Buf) { b.DiscardRead() },
+		"IndexByte":      func(b *buffer.Buf) { b.IndexByte('0', 0) },
+		"LastIndexByte":  func(b *buffer.Buf) { b.LastIndexByte('0', 99) },
+		"IndexAny":       func(b *buffer.Buf) { b.IndexAny(buffer.ByteSet{}, 0) },
+		"LastIndexAny":   func(b *buffer.Buf) { b.LastIndexAny(buffer.ByteSet{}, 99) },
+		"Index":          func(b *buffer.Buf) { b.Index(nil, 0) },
+		"LastIndex":      func(b *buffer.Buf) { b.LastIndex(nil, 99) },
+		"IndexFunc":      func(b *buffer.Buf) { b.IndexFunc(always, 0) },
+		"LastIndexFunc":  func(b *buffer.Buf) { b.LastIndexFunc(always, 99) },
+		"EqualBytes":     func(b *buffer.Buf) { b.EqualBytes(nil) },
+		"HasPrefix":      func(b *buffer.Buf) { b.HasPrefix([]byte("0123")) },
+		"HasSuffix":      func(b *buffer.Buf) { b.HasSuffix(nil) },
+		"Hash":           func(b *buffer.Buf) { b.Hash() },
+		"Equal":          func(b *buffer.Buf) { b.Equal(none) },
+		"Equal of it":    func(b *buffer.Buf) { none.Equal(b) },
+		"Compare":        func(b *buffer.Buf) { b.Compare(none) },
+		"Compare of it":  func(b *buffer.Buf) { none.Compare(b) },
 	}
 	for name, a := range allocators(t) {
 		for what, use := range uses {
