@@ -1,14 +1,21 @@
 package buffer
 
+import "unsafe"
+
 // chunk returns the bytes from index i on that lie at one place in memory, at least
 // one of them: 0 <= i < WriterIndex. The slice is b's. Reading it may fault when b
 // is mapped: see guarded.
 func (b *Buf) chunk(i int) []byte {
 	if b.flags&flagParts != 0 {
-		x, i := b.partAt(i)
-		return bytesAt(x.p, i, x.q-i)
+		return b.chunkOfParts(i)
 	}
-	return bytesAt(b.p, i, b.q-i)
+	return unsafe.Slice((*byte)(unsafe.Add(b.p, i)), b.q-i)
+}
+
+// chunkOfParts is chunk for a composite.
+func (b *Buf) chunkOfParts(i int) []byte {
+	x, i := b.partAt(i)
+	return bytesAt(x.p, i, x.q-i)
 }
 
 // chunkBefore returns the bytes in front of index i that lie at one place in memory,

@@ -32,6 +32,7 @@ func TestInlined(t *testing.T) {
 		"ReadUint8", "ReadUint16", "ReadUint32", "ReadUint64", "ReadUint16LE", "ReadUint32LE", "ReadUint64LE", "ReadInt8",
 		"WriteUint8", "WriteUint16", "WriteUint32", "WriteUint64", "WriteUint16LE", "WriteUint32LE", "WriteUint64LE",
 		"Uint8At", "Uint16At", "Uint32At", "Uint16AtLE", "Uint32AtLE", "Len", "ReaderIndex", "WriterIndex", "Skip",
+		"chunk",
 	} {
 		if !inlined[name] {
 			t.Errorf("%s is not inlined", name)
