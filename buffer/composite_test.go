@@ -3,6 +3,7 @@ package buffer_test
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"testing"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -351,6 +352,9 @@ func TestIovecsOfComposite(t *testing.T) {
 }
 
 func TestCompositeAllocatesNothing(t *testing.T) {
+	if invariant.Enabled || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
+		t.Skip("see TestAllocations")
+	}
 	c := boundCache(t, buffer.PoolConfig{})
 	run := func() {
 		b := c.Alloc(16)
@@ -364,7 +368,7 @@ func TestCompositeAllocatesNothing(t *testing.T) {
 		b.Release()
 	}
 	run()
-	if got := testing.AllocsPerRun(100, run); got > 0 && !invariant.Enabled {
+	if got := testing.AllocsPerRun(100, run); got > 0 {
 		t.Errorf("got %v allocations, want 0", got)
 	}
 }

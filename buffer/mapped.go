@@ -17,9 +17,9 @@ import (
 // mapping ends with the last Release of it and its slices. Writing to it moves it
 // to the Go heap, with a copy of its content.
 //
-// When the file is truncated later, the methods that copy or search ([Buf.ReadBytes],
-// [Buf.ReadString], [Buf.Copy], [Buf.WriteBuf], [Buf.IndexByte]) panic with
-// ErrTruncated for bytes that are gone. Those that read in place panic with a
+// When the file is truncated later, the methods that copy, search or compare
+// ([Buf.ReadBytes], [Buf.Copy], [Buf.WriteBuf], [Buf.Index], [Buf.Equal] and their kin)
+// panic with ErrTruncated for bytes that are gone. Those that read in place panic with a
 // runtime error where debug.SetPanicOnFault is set, as it is on loops and offload
 // workers, and kill the process elsewhere. What the kernel is given to write ends
 // short or with EFAULT. The bytes between the new end and the end of its page read
