@@ -27,3 +27,20 @@ func (b *Buf) chunkBefore(i int) []byte {
 	}
 	return bytesAt(b.p, 0, i)
 }
+
+// cut makes i the index at which the next byte is written: ReaderIndex <= i <=
+// WriterIndex. Bytes behind it that others may show are no longer capacity.
+func (b *Buf) cut(i int) {
+	if i == b.WriterIndex() {
+		return
+	}
+	if b.flags&flagParts != 0 {
+		b.cutParts(i)
+		return
+	}
+	if !b.Exclusive() {
+		b.l = i
+	}
+	b.q = i
+	b.sync()
+}

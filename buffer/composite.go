@@ -536,6 +536,28 @@ func (b *Buf) splitParts(i int) *Buf {
 	return v
 }
 
+// cutParts is cut for a composite.
+func (b *Buf) cutParts(i int) {
+	ps := b.pieces()
+	r, pos := b.ReaderIndex(), i+ps.origin
+	n := len(ps.list)
+	for n > ps.head && ps.start(n-1) >= pos {
+		n--
+		ps.list[n].b.Release()
+		ps.list[n] = part{}
+	}
+	if n < len(ps.list) {
+		ps.list = ps.list[:n]
+		ps.weigh()
+	}
+	if n > ps.head {
+		last := &ps.list[n-1]
+		last.b.cut(last.b.r + pos - ps.start(n-1))
+		last.end = pos
+	}
+	b.reopen(r)
+}
+
 // discardParts releases the parts that have been read, and with trim drops the read
 // bytes of the first one left, so that ReaderIndex becomes 0.
 func (b *Buf) discardParts(trim bool) {

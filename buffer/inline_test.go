@@ -33,6 +33,9 @@ func TestInlined(t *testing.T) {
 		"WriteUint8", "WriteUint16", "WriteUint32", "WriteUint64", "WriteUint16LE", "WriteUint32LE", "WriteUint64LE",
 		"Uint8At", "Uint16At", "Uint32At", "Uint16AtLE", "Uint32AtLE", "Len", "ReaderIndex", "WriterIndex", "Skip",
 		"chunk",
+		// These are a call each already, and are not to become two.
+		"Int64At", "Int64AtLE", "Float64At", "Float64AtLE", "SetInt32At", "SetInt32AtLE", "SetFloat64At", "SetFloat64AtLE", "SetBoolAt",
+		"TryReadInt32", "TryReadInt32LE", "TryReadFloat64", "TryReadFloat64LE", "TryReadBool", "ReadInt24", "ReadInt24LE",
 	} {
 		if !inlined[name] {
 			t.Errorf("%s is not inlined", name)

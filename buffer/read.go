@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"encoding/binary"
+	"math"
 	"unsafe"
 )
 
@@ -95,6 +96,27 @@ func (b *Buf) ReadUint64LE() uint64 {
 	return binary.LittleEndian.Uint64((*[8]byte)(unsafe.Add(b.p, b.r-8))[:])
 }
 
+// ReadUint24 reads a big-endian number of 3 bytes.
+func (b *Buf) ReadUint24() uint32 {
+	if b.Len() < 3 {
+		b.short("read", 3)
+	}
+	high := uint32(b.ReadUint16())
+	return high<<8 | uint32(b.ReadUint8())
+}
+
+// ReadUint24LE reads a little-endian number of 3 bytes.
+func (b *Buf) ReadUint24LE() uint32 {
+	if b.Len() < 3 {
+		b.short("read", 3)
+	}
+	low := uint32(b.ReadUint16LE())
+	return low | uint32(b.ReadUint8())<<16
+}
+
+// The reads below, but that of a byte, are a call each: too much for the inliner.
+// Where one is hot, convert what the read of the unsigned number returns.
+
 // ReadInt8 reads a signed byte.
 func (b *Buf) ReadInt8() int8 {
 	if b.r++; b.r > b.w {
@@ -120,6 +142,30 @@ func (b *Buf) ReadInt64() int64 { return int64(b.ReadUint64()) }
 
 // ReadInt64LE reads a signed little-endian number of 8 bytes.
 func (b *Buf) ReadInt64LE() int64 { return int64(b.ReadUint64LE()) }
+
+// ReadInt24 reads a signed big-endian number of 3 bytes.
+func (b *Buf) ReadInt24() int32 { return signed24(b.ReadUint24()) }
+
+// ReadInt24LE reads a signed little-endian number of 3 bytes.
+func (b *Buf) ReadInt24LE() int32 { return signed24(b.ReadUint24LE()) }
+
+// signed24 extends the sign of a number of 24 bits.
+func signed24(v uint32) int32 { return int32(v<<8) >> 8 }
+
+// ReadFloat32 reads a big-endian IEEE 754 number of 4 bytes.
+func (b *Buf) ReadFloat32() float32 { return math.Float32frombits(b.ReadUint32()) }
+
+// ReadFloat32LE reads a little-endian IEEE 754 number of 4 bytes.
+func (b *Buf) ReadFloat32LE() float32 { return math.Float32frombits(b.ReadUint32LE()) }
+
+// ReadFloat64 reads a big-endian IEEE 754 number of 8 bytes.
+func (b *Buf) ReadFloat64() float64 { return math.Float64frombits(b.ReadUint64()) }
+
+// ReadFloat64LE reads a little-endian IEEE 754 number of 8 bytes.
+func (b *Buf) ReadFloat64LE() float64 { return math.Float64frombits(b.ReadUint64LE()) }
+
+// ReadBool reads a byte, of which any but 0 is true.
+func (b *Buf) ReadBool() bool { return b.ReadUint8() != 0 }
 
 // TryReadUint8 reads a byte if b holds one. Like every
 // TryReadX it is for input of unknown length: it returns false, and reads nothing,
@@ -186,6 +232,108 @@ func (b *Buf) TryReadUint64LE() (uint64, bool) {
 	return b.ReadUint64LE(), true
 }
 
+// TryReadUint24 reads a big-endian number of 3 bytes if b holds that many.
+func (b *Buf) TryReadUint24() (uint32, bool) {
+	if b.Len() < 3 {
+		b.alive("read")
+		return 0, false
+	}
+	return b.ReadUint24(), true
+}
+
+// TryReadUint24LE reads a little-endian number of 3 bytes if b holds that many.
+func (b *Buf) TryReadUint24LE() (uint32, bool) {
+	if b.Len() < 3 {
+		b.alive("read")
+		return 0, false
+	}
+	return b.ReadUint24LE(), true
+}
+
+// TryReadInt8 reads a signed byte if b holds one.
+func (b *Buf) TryReadInt8() (int8, bool) {
+	v, ok := b.TryReadUint8()
+	return int8(v), ok
+}
+
+// TryReadInt16 reads a signed big-endian number of 2 bytes if b holds that many.
+func (b *Buf) TryReadInt16() (int16, bool) {
+	v, ok := b.TryReadUint16()
+	return int16(v), ok
+}
+
+// TryReadInt16LE reads a signed little-endian number of 2 bytes if b holds that many.
+func (b *Buf) TryReadInt16LE() (int16, bool) {
+	v, ok := b.TryReadUint16LE()
+	return int16(v), ok
+}
+
+// TryReadInt24 reads a signed big-endian number of 3 bytes if b holds that many.
+func (b *Buf) TryReadInt24() (int32, bool) {
+	v, ok := b.TryReadUint24()
+	return signed24(v), ok
+}
+
+// TryReadInt24LE reads a signed little-endian number of 3 bytes if b holds that many.
+func (b *Buf) TryReadInt24LE() (int32, bool) {
+	v, ok := b.TryReadUint24LE()
+	return signed24(v), ok
+}
+
+// TryReadInt32 reads a signed big-endian number of 4 bytes if b holds that many.
+func (b *Buf) TryReadInt32() (int32, bool) {
+	v, ok := b.TryReadUint32()
+	return int32(v), ok
+}
+
+// TryReadInt32LE reads a signed little-endian number of 4 bytes if b holds that many.
+func (b *Buf) TryReadInt32LE() (int32, bool) {
+	v, ok := b.TryReadUint32LE()
+	return int32(v), ok
+}
+
+// TryReadInt64 reads a signed big-endian number of 8 bytes if b holds that many.
+func (b *Buf) TryReadInt64() (int64, bool) {
+	v, ok := b.TryReadUint64()
+	return int64(v), ok
+}
+
+// TryReadInt64LE reads a signed little-endian number of 8 bytes if b holds that many.
+func (b *Buf) TryReadInt64LE() (int64, bool) {
+	v, ok := b.TryReadUint64LE()
+	return int64(v), ok
+}
+
+// TryReadFloat32 reads a big-endian IEEE 754 number of 4 bytes if b holds that many.
+func (b *Buf) TryReadFloat32() (float32, bool) {
+	v, ok := b.TryReadUint32()
+	return math.Float32frombits(v), ok
+}
+
+// TryReadFloat32LE reads a little-endian IEEE 754 number of 4 bytes if b holds that many.
+func (b *Buf) TryReadFloat32LE() (float32, bool) {
+	v, ok := b.TryReadUint32LE()
+	return math.Float32frombits(v), ok
+}
+
+// TryReadFloat64 reads a big-endian IEEE 754 number of 8 bytes if b holds that many.
+func (b *Buf) TryReadFloat64() (float64, bool) {
+	v, ok := b.TryReadUint64()
+	return math.Float64frombits(v), ok
+}
+
+// TryReadFloat64LE reads a little-endian IEEE 754 number of 8 bytes if b holds that many.
+func (b *Buf) TryReadFloat64LE() (float64, bool) {
+	v, ok := b.TryReadUint64LE()
+	return math.Float64frombits(v), ok
+}
+
+// TryReadBool reads a byte if b holds one. Any but 0 is true.
+func (b *Buf) TryReadBool() (bool, bool) {
+	v, ok := b.TryReadUint8()
+	return v != 0, ok
+}
+
 // Skip reads past n bytes.
 func (b *Buf) Skip(n int) {
 	if n > b.w-b.r || n < 0 {
@@ -224,6 +372,23 @@ func (b *Buf) Unread(n int) {
 		return
 	}
 	b.r -= n
+}
+
+// SetReaderIndex makes i the index of the next byte to be read: what ReaderIndex
+// returned before, to read from there once more, or any other up to WriterIndex.
+// Beyond it panics with ErrShort. There is no mark to be set: keep the index. It is
+// good until Clear or DiscardRead moves the content, or DiscardReadParts gives up the
+// part it lies in.
+func (b *Buf) SetReaderIndex(i int) {
+	b.alive("SetReaderIndex")
+	if i < 0 || i > b.WriterIndex() {
+		b.outOfRange("SetReaderIndex", i, 0)
+	}
+	if r := b.ReaderIndex(); i < r {
+		b.Unread(r - i)
+	} else {
+		b.Skip(i - r)
+	}
 }
 
 // Next reads n bytes and returns them where they lie, or, when they lie in several
