@@ -377,9 +377,13 @@ func accessAllocates(t *testing.T, b *buffer.Buf) {
 			b.Float64AtLE(0)
 			b.SetFloat64AtLE(0, 1)
 		},
-		"bytes":   func() { b.BytesAt(1, p); b.SetBytesAt(1, p); b.SetStringAt(1, "text") },
-		"range":   func() { b.WriteRange(b, 0, 50); b.WriteZeros(50) },
-		"indices": func() { b.SetReaderIndex(20); b.Truncate(b.Reserve(4)) },
+		"uvarint":   func() { b.WriteUvarint(1 << 60); b.ReadUvarint() },
+		"varint":    func() { b.WriteVarint(-1 << 60); _, _, _ = b.TryReadVarint() },
+		"uvarint32": func() { b.WriteUvarint(1 << 30); b.ReadUvarint32() },
+		"quic":      func() { b.WriteQUICVarint(1 << 60); b.TryReadQUICVarint() },
+		"bytes":     func() { b.BytesAt(1, p); b.SetBytesAt(1, p); b.SetStringAt(1, "text") },
+		"range":     func() { b.WriteRange(b, 0, 50); b.WriteZeros(50) },
+		"indices":   func() { b.SetReaderIndex(20); b.Truncate(b.Reserve(4)) },
 	}
 	for name, op := range ops {
 		got := testing.AllocsPerRun(100, func() {

@@ -21,6 +21,10 @@ var (
 	// ErrShort reports a read, or an index, beyond the bytes a Buf holds.
 	ErrShort = errors.New("not enough bytes")
 
+	// ErrVarint reports a varint that does not fit its type. Want and Have of the
+	// [Error] are bits then: those it has at least, and those of the type.
+	ErrVarint = errors.New("varint has too many bits")
+
 	// ErrReleased reports the use of a Buf or FileRegion after its last release.
 	// The panic carries it in a [MisuseError].
 	ErrReleased = errors.New("used after its last release")

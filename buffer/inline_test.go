@@ -36,6 +36,7 @@ func TestInlined(t *testing.T) {
 		// These are a call each already, and are not to become two.
 		"Int64At", "Int64AtLE", "Float64At", "Float64AtLE", "SetInt32At", "SetInt32AtLE", "SetFloat64At", "SetFloat64AtLE", "SetBoolAt",
 		"TryReadInt32", "TryReadInt32LE", "TryReadFloat64", "TryReadFloat64LE", "TryReadBool", "ReadInt24", "ReadInt24LE",
+		"ReadUvarint", "ReadVarint",
 	} {
 		if !inlined[name] {
 			t.Errorf("%s is not inlined", name)
