@@ -384,6 +384,7 @@ func accessAllocates(t *testing.T, b *buffer.Buf) {
 		"bytes":     func() { b.BytesAt(1, p); b.SetBytesAt(1, p); b.SetStringAt(1, "text") },
 		"range":     func() { b.WriteRange(b, 0, 50); b.WriteZeros(50) },
 		"indices":   func() { b.SetReaderIndex(20); b.Truncate(b.Reserve(4)) },
+		"stream":    func() { _, _ = b.Read(p); _, _ = b.ReadByte(); _ = b.UnreadByte() },
 	}
 	for name, op := range ops {
 		got := testing.AllocsPerRun(100, func() {

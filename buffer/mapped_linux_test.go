@@ -2,6 +2,7 @@ package buffer_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/runnel-io/runnel/buffer"
 )
@@ -136,6 +138,18 @@ func TestTruncated(t *testing.T) {
 			defer o.Release()
 			o.WriteBuf(b)
 		},
+		"WriteRange": func(b *buffer.Buf) {
+			o := buffer.Heap.Alloc(1)
+			defer o.Release()
+			defer func() {
+				if o.Len() != 0 {
+					t.Errorf("WriteRange: got %d bytes of what cannot be read", o.Len())
+				}
+			}()
+			o.WriteRange(b, 5, 2*page)
+		},
+		"BytesAt":   func(b *buffer.Buf) { b.BytesAt(5, make([]byte, 2*page)) },
+		"StringAt":  func(b *buffer.Buf) { _ = b.StringAt(5, 2*page) },
 		"IndexByte": func(b *buffer.Buf) { b.IndexByte('!', 0) },
 		"growth":    func(b *buffer.Buf) { b.WriteUint8(1) },
 		"of a slice": func(b *buffer.Buf) {
@@ -240,5 +254,105 @@ func TestTruncatedPart(t *testing.T) {
 	b.Skip(3*page + 4)
 	if got := b.ReadString(b.Len()); got != "tail" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A stream of several parts ends where the truncated one ends.
+func TestTruncatedPartStreams(t *testing.T) {
+	page := os.Getpagesize()
+	f := openTemp(t, strings.Repeat("x", 4*page))
+	defer f.Close()
+	b := buffer.Compose(buffer.FromString("head"), mapFile(t, f, 0, 4*page), buffer.FromString("tail"))
+	defer b.Release()
+	if err := os.Truncate(f.Name(), int64(page)); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%.4x", b); !strings.Contains(got, "|head|") {
+		t.Errorf("dump: got %s, want the head", got)
+	}
+	var all strings.Builder
+	if n, err := io.CopyBuffer(&all, struct{ io.Reader }{b}, make([]byte, 100)); n < int64(page)-100 || !errors.Is(err, buffer.ErrTruncated) {
+		t.Errorf("Read: got %d, %v, want about %d and ErrTruncated", n, err, page)
+	}
+	if _, err := b.WriteTo(io.Discard); !errors.Is(err, buffer.ErrTruncated) {
+		t.Errorf("WriteTo: got %v, want ErrTruncated", err)
+	}
+	b.SetReaderIndex(4*page + 4)
+	if c, err := b.ReadByte(); c != 't' || err != nil {
+		t.Errorf("ReadByte behind the file: got %q, %v, want t", c, err)
+	}
+	o := buffer.FromString("")
+	defer o.Release()
+	if n, err := b.WriteTo(o); n != 3 || err != nil || o.ReadString(3) != "ail" {
+		t.Errorf("WriteTo behind the file: got %d, %v", n, err)
+	}
+}
+
+// Streams and prints return the error of a truncated file, on any goroutine.
+func TestTruncatedStreams(t *testing.T) {
+	page := os.Getpagesize()
+	f := openTemp(t, strings.Repeat("x", 3*page))
+	defer f.Close()
+	b := mapFile(t, f, 0, 3*page)
+	defer b.Release()
+	if err := os.Truncate(f.Name(), 10); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.Read(make([]byte, 2*page)); n != 0 || !errors.Is(err, buffer.ErrTruncated) || b.ReaderIndex() != 0 {
+		t.Errorf("Read: got %d, %v at %d, want ErrTruncated", n, err, b.ReaderIndex())
+	}
+	if n, err := b.Read(make([]byte, 10)); n != 10 || err != nil {
+		t.Errorf("Read of what is left: got %d, %v", n, err)
+	}
+	b.SetReaderIndex(2 * page)
+	if c, err := b.ReadByte(); c != 0 || !errors.Is(err, buffer.ErrTruncated) || b.ReaderIndex() != 2*page {
+		t.Errorf("ReadByte: got %d, %v at %d, want ErrTruncated", c, err, b.ReaderIndex())
+	}
+	if got := fmt.Sprintf("%x", b); !strings.Contains(got, buffer.ErrTruncated.Error()) {
+		t.Errorf("dump: got %s, want it to say that the file was truncated", got)
+	}
+	b.SetReaderIndex(0)
+	if c, err := b.ReadByte(); c != 'x' || err != nil {
+		t.Errorf("ReadByte of what is left: got %q, %v", c, err)
+	}
+	// The bytes are copied by the goroutine that reads from the pipe.
+	r, w := io.Pipe()
+	got := make(chan int64)
+	go func() {
+		n, _ := io.Copy(io.Discard, r)
+		got <- n
+	}()
+	n, err := b.WriteTo(w)
+	w.Close()
+	if read := <-got; n != read || !errors.Is(err, buffer.ErrTruncated) || b.ReaderIndex() != 1+int(n) {
+		t.Errorf("WriteTo: got %d, %v at %d, %d received, want ErrTruncated", n, err, b.ReaderIndex(), read)
+	}
+	// Growth moves it to other memory, and cannot.
+	if n, err := b.ReadFrom(strings.NewReader("more")); n != 0 || !errors.Is(err, buffer.ErrTruncated) {
+		t.Errorf("ReadFrom: got %d, %v, want ErrTruncated", n, err)
+	}
+}
+
+func TestMappedStreams(t *testing.T) {
+	content := text(100_000)
+	f := openTemp(t, content)
+	defer f.Close()
+	b := mapFile(t, f, 3, len(content)-3)
+	defer b.Release()
+	if err := iotest.TestReader(b, []byte(content[3:])); err != nil {
+		t.Error(err)
+	}
+	b.SetReaderIndex(0)
+	var got strings.Builder
+	if n, err := b.WriteTo(&got); n != int64(len(content)-3) || err != nil || got.String() != content[3:] {
+		t.Errorf("WriteTo: got %d, %v", n, err)
+	}
+	b.SetReaderIndex(50_000)
+	w := &limitedWriter{n: 40_000}
+	if n, err := b.WriteTo(w); n != 40_000 || err != io.ErrShortWrite || b.ReaderIndex() != 90_000 || string(w.got) != content[50_003:90_003] {
+		t.Errorf("a short write: got %d, %v at %d", n, err, b.ReaderIndex())
+	}
+	if got, want := fmt.Sprint(b), "Buf(reader 90000, writer 99997, cap 99997, refs 1, mapped)"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -2,6 +2,7 @@ package buffer_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -144,6 +145,11 @@ func TestUseAfterRelease(t *testing.T) {
 		"ReadQUICVarint":    func(b *buffer.Buf) { b.ReadQUICVarint() },
 		"TryReadQUICVarint": func(b *buffer.Buf) { b.TryReadQUICVarint() },
 		"WriteQUICVarint":   func(b *buffer.Buf) { b.WriteQUICVarint(1) },
+		"Read":              func(b *buffer.Buf) { _, _ = b.Read(nil) },
+		"ReadByte":          func(b *buffer.Buf) { _, _ = b.ReadByte() },
+		"UnreadByte":        func(b *buffer.Buf) { _ = b.UnreadByte() },
+		"WriteTo":           func(b *buffer.Buf) { _, _ = b.WriteTo(io.Discard) },
+		"ReadFrom":          func(b *buffer.Buf) { _, _ = b.ReadFrom(strings.NewReader("")) },
 		"Slice":             func(b *buffer.Buf) { b.Slice(0, 0) },
 		"Duplicate":         func(b *buffer.Buf) { b.Duplicate() },
 		"Copy":              func(b *buffer.Buf) { b.Copy() },
