@@ -16,4 +16,10 @@
 // length. [Buf.Peek] and [Buf.Window] show bytes without owning them,
 // [Buf.ReadSlice] and [Buf.Slice] return a Buf that owns a reference to the same
 // memory.
+//
+// There is no mark to be set and reset: [Buf.SetReaderIndex] goes back to an index
+// that [Buf.ReaderIndex] returned before, and [Buf.Truncate] to one that
+// [Buf.WriterIndex] returned. [Buf.Reserve] leaves room for a length that is known
+// later. A Buf is also an io.Reader and io.Writer, and prints its indices, never its
+// content unless asked for a dump: [Buf.Format].
 package buffer

@@ -219,7 +219,7 @@ func (m *model) step() {
 	i := m.byte() % len(m.bufs)
 	x := m.bufs[i]
 	b := x.b
-	switch op := m.byte() % 32; op {
+	switch op := m.byte() % 40; op {
 	case 0:
 		c := byte(m.byte())
 		m.write(x, []byte{c}, func() { b.WriteUint8(c) })
@@ -364,6 +364,59 @@ func (m *model) step() {
 		if got := b.IndexByte(c, from); got != want {
 			m.t.Fatalf("op %d: IndexByte: got %d, want %d", m.ops, got, want)
 		}
+	case 32:
+		i := x.r + m.size()%(x.w-x.r+1)
+		if x.exclusive() {
+			x.mem.bytes = x.mem.bytes[:x.off+i]
+		}
+		x.w = i
+		b.Truncate(i)
+	case 33:
+		x.r = m.size() % (x.w + 1)
+		b.SetReaderIndex(x.r)
+	case 34:
+		o := m.bufs[m.byte()%len(m.bufs)]
+		from := min(m.size(), o.w)
+		n := min(m.size(), o.w-from)
+		p := bytes.Clone(o.content()[from : from+n])
+		m.write(x, p, func() { b.WriteRange(o.b, from, n) })
+	case 35:
+		n := m.size()
+		at := x.w
+		m.write(x, make([]byte, n), func() {
+			if got := b.Reserve(n); got != at {
+				m.t.Fatalf("op %d: Reserve: got %d, want %d", m.ops, got, at)
+			}
+		})
+	case 36:
+		at := min(m.size(), x.w)
+		p := m.filler(min(m.size(), x.w-at))
+		if x.mem.readOnly {
+			break
+		}
+		b.SetBytesAt(at, p)
+		copy(x.content()[at:], p)
+		if got := b.StringAt(at, len(p)); got != string(p) {
+			m.t.Fatalf("op %d: StringAt: got %x, want %x", m.ops, got, p)
+		}
+	case 37:
+		v := binary.BigEndian.Uint64(m.filler(8)) >> (m.byte() % 64)
+		m.write(x, binary.AppendUvarint(nil, v), func() { b.WriteUvarint(v) })
+	case 38:
+		want, n := binary.Uvarint(x.content()[x.r:])
+		if v, ok, _ := b.TryReadUvarint(); ok != (n > 0) || ok && v != want {
+			m.t.Fatalf("op %d: TryReadUvarint: got %d, %v, want %d, %v", m.ops, v, ok, want, n > 0)
+		} else if ok {
+			x.r += n
+		}
+	case 39:
+		var all bytes.Buffer
+		m.read(x, x.w-x.r, func() []byte {
+			if n, err := b.WriteTo(&all); n != int64(all.Len()) || err != nil {
+				m.t.Fatalf("op %d: WriteTo: got %d, %v", m.ops, n, err)
+			}
+			return all.Bytes()
+		})
 	case 31:
 		if m.byte()%4 == 0 {
 			b.Retain()
