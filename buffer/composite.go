@@ -341,11 +341,11 @@ func (ps *parts) add(x *Buf) {
 			return
 		}
 	}
-	ps.put(x)
-	ps.pinned += handleSize
 	if n < ps.head || ps.list[n].b.slot != x.slot {
 		ps.pinned += x.slot.size + slotSize
 	}
+	ps.pinned += handleSize
+	ps.put(x) // may move the list
 }
 
 // addFront adds parts in front of all others.

@@ -372,3 +372,24 @@ func TestCompositeAllocatesNothing(t *testing.T) {
 		t.Errorf("got %v allocations, want 0", got)
 	}
 }
+
+// A composite as a queue: what comes is added at the end, what was read is given back.
+func TestQueueOfParts(t *testing.T) {
+	b := buffer.Compose()
+	defer b.Release()
+	for i := range 1000 {
+		b.Append(buffer.FromString("abcd"))
+		if i < 3 {
+			continue
+		}
+		if got := b.ReadString(4); got != "abcd" {
+			t.Fatalf("round %d: got %q, want abcd", i, got)
+		}
+		b.DiscardReadParts()
+		one := buffer.FromString("abcd")
+		if want := 3*one.Pinned() + buffer.HandleSize; b.Parts() != 3 || b.Pinned() < want {
+			t.Fatalf("round %d: got %d parts that pin %d, want 3 and %d or more", i, b.Parts(), b.Pinned(), want)
+		}
+		one.Release()
+	}
+}
