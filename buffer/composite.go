@@ -599,7 +599,7 @@ func (b *Buf) growParts(n int) {
 		have = ps.list[k].b.Cap()
 	}
 	r := b.ReaderIndex()
-	x := b.allocator().Alloc(min(max(n, min(2*have, maxPart), minPart), max(n, b.MaxCap())))
+	x := b.allocator().Alloc(min(max(n, min(2*have, maxPart), minPart), max(n, b.MaxCap()-b.WriterIndex())))
 	ps.dropEmptyTail()
 	ps.put(x)
 	ps.weigh()
