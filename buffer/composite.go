@@ -510,6 +510,24 @@ func (b *Buf) sliceParts(i, n int) *Buf {
 	return v
 }
 
+// duplicateParts is Duplicate for a composite.
+func (b *Buf) duplicateParts() *Buf {
+	ps := b.pieces()
+	r, gone := b.ReaderIndex(), ps.first-ps.origin
+	v := b.sliceParts(gone, b.WriterIndex()-gone)
+	if gone == 0 {
+		v.Skip(r)
+		return v
+	}
+	if v.flags&flagParts == 0 {
+		v.compose()
+	}
+	vs := v.pieces()
+	vs.origin = vs.first - gone
+	v.reopen(r)
+	return v
+}
+
 // splitParts is Split for a composite.
 func (b *Buf) splitParts(i int) *Buf {
 	ps := b.pieces()
@@ -748,20 +766,22 @@ func (b *Buf) DiscardReadParts() {
 
 // Consolidate copies the parts of a composite into one piece of memory; nothing else
 // does. It panics with ErrOutOfMemory or ErrTooLarge, and changes nothing then. The
-// indices stay, unless parts have been discarded: then ReaderIndex becomes 0.
+// indices stay, unless parts have been discarded: then what has been read goes, too,
+// and ReaderIndex becomes 0.
 func (b *Buf) Consolidate() {
 	b.alive("Consolidate")
 	if b.flags&flagParts == 0 {
 		return
 	}
-	if ps := b.pieces(); ps.first != ps.origin {
-		b.discardParts(true)
-	}
-	r, n := b.ReaderIndex(), b.WriterIndex()
-	o := b.allocator().Alloc(n)
-	b.copyTo(o, 0, n)
-	o.q = n
 	ps := b.pieces()
+	from, r := 0, b.ReaderIndex()
+	if ps.first != ps.origin {
+		from, r = r, 0
+	}
+	n := b.WriterIndex() - from
+	o := b.allocator().Alloc(n)
+	b.copyTo(o, from, n)
+	o.q = n
 	b.slot, b.class, b.flags = o.slot, o.class, o.flags
 	b.owner, o.owner = o.owner, b.owner
 	b.p, b.wp, b.r, b.q, b.l = o.p, o.wp, r, n, o.l

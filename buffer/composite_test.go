@@ -35,6 +35,15 @@ func content(t *testing.T, b *buffer.Buf) string {
 	return string(all)
 }
 
+// inPlace is what can be read from b, taken where it lies.
+func inPlace(b *buffer.Buf) string {
+	var all []byte
+	for p := range b.Segments {
+		all = append(all, p...)
+	}
+	return string(all)
+}
+
 func TestComposite(t *testing.T) {
 	for name, a := range allocators(t) {
 		t.Run(name, func(t *testing.T) {
@@ -236,10 +245,54 @@ func TestSplitKeepsRoom(t *testing.T) {
 	if b.Cap() != 4 || rest.Cap() != 60 {
 		t.Errorf("got capacities %d and %d, want 4 and 60", b.Cap(), rest.Cap())
 	}
-	if !b.Join(rest) || string(b.Window()) != "abcdef" {
-		t.Error("cannot be joined again")
+	rest.Retain()
+	if !b.Join(rest) || b.Cap() != 6 {
+		t.Errorf("with another owner: got capacity %d, want 6", b.Cap())
+	}
+	rest.Release()
+	b.Release()
+
+	b = p.Alloc(64)
+	b.WriteString("abcdef")
+	if !b.Join(b.Split(4)) || string(b.Window()) != "abcdef" || b.Cap() != 64 {
+		t.Errorf("joined again: got %q of %d", b.Window(), b.Cap())
 	}
 	b.Release()
+}
+
+// A duplicate leaves its original as it is, and begins where that does.
+func TestDuplicateOfComposite(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	for _, gone := range []int{0, 3, 6} { // bytes of discarded parts
+		b := composed(p, "abc", "def", "ghi")
+		b.Skip(gone)
+		if gone > 0 {
+			b.DiscardReadParts()
+		}
+		b.Skip(1)
+		r, parts := b.ReaderIndex(), b.Parts()
+		for what, d := range map[string]*buffer.Buf{"Duplicate": b.Duplicate(), "ReadOnly": b.ReadOnly()} {
+			if b.ReaderIndex() != r || b.WriterIndex() != 9 || b.Parts() != parts {
+				t.Errorf("%s changed its original: got reader at %d, writer at %d, %d parts", what, b.ReaderIndex(), b.WriterIndex(), b.Parts())
+			}
+			if d.ReaderIndex() != r || d.WriterIndex() != 9 || content(t, d) != content(t, b) {
+				t.Errorf("%s: got reader at %d, writer at %d, %q", what, d.ReaderIndex(), d.WriterIndex(), content(t, d))
+			}
+			if got := d.Uint8At(gone); got != "abcdefghi"[gone] {
+				t.Errorf("%s: got %c first", what, got)
+			}
+			if gone > 0 {
+				wantPanic(t, what, buffer.ErrShort, func() { d.Uint8At(gone - 1) })
+			}
+			d.WriteString("x")
+			d.Release()
+		}
+		b.Unread(r - gone)
+		if got := content(t, b); got != "abcdefghi"[gone:] {
+			t.Errorf("got %q", got)
+		}
+		b.Release()
+	}
 }
 
 func TestReadOnly(t *testing.T) {
@@ -262,6 +315,27 @@ func TestReadOnly(t *testing.T) {
 		r.Release()
 		b.Release()
 	}
+}
+
+// What is read-only stays so beside memory that is not.
+func TestReadOnlyIsNotJoined(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	m := p.Alloc(8)
+	m.WriteString("abcdefgh")
+	head := m.ReadSlice(4)
+	ro := m.ReadOnly()
+	if head.Join(ro) || ro.Join(head) {
+		t.Error("joined")
+	}
+	b := buffer.Compose(head, ro)
+	wantPanic(t, "SetUint8At", buffer.ErrReadOnly, func() { b.SetUint8At(4, 'x') })
+	wantPanic(t, "SetUint16At", buffer.ErrReadOnly, func() { b.SetUint16At(3, 1) })
+	b.SetUint8At(3, 'D')
+	if got := content(t, b); got != "abcDefgh" {
+		t.Errorf("got %q", got)
+	}
+	b.Release()
+	m.Release()
 }
 
 func TestDiscardReadParts(t *testing.T) {
@@ -319,6 +393,45 @@ func TestComposeMisuse(t *testing.T) {
 	if got := p.Live(); got != 0 {
 		t.Errorf("got %d live, want 0", got)
 	}
+}
+
+// What there is no memory for fails, and changes nothing.
+func TestCompositeOutOfMemory(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{Limit: 1 << 20, Cache: 1})
+	b := composed(p, "abc", "def", "ghi", "jkl")
+	b.Skip(4)
+	b.DiscardReadParts()
+	var all []*buffer.Buf
+	for n := 256 << 10; n > 0; n /= 2 {
+		for {
+			x, err := p.TryAlloc(n)
+			if err != nil {
+				break
+			}
+			all = append(all, x)
+		}
+	}
+	for what, f := range map[string]func(){
+		"Consolidate":    b.Consolidate,
+		"Peek":           func() { b.Peek(4) },
+		"Copy":           func() { b.Copy() },
+		"WriteUint64":    func() { b.WriteString("fills what room is left"); b.WriteUint64(1) },
+		"EnsureWritable": func() { b.EnsureWritable(1000) },
+	} {
+		live := p.Live()
+		wantPanic(t, what, buffer.ErrOutOfMemory, f)
+		if got := inPlace(b); got != "efghijkl" || b.ReaderIndex() != 4 || b.Parts() != 3 || p.Live() != live {
+			t.Errorf("%s: got %q from %d in %d parts, %d live, want %d", what, got, b.ReaderIndex(), b.Parts(), p.Live(), live)
+		}
+	}
+	for _, x := range all {
+		x.Release()
+	}
+	b.Consolidate()
+	if got := content(t, b); got != "efghijkl" || b.ReaderIndex() != 0 {
+		t.Errorf("got %q from %d", got, b.ReaderIndex())
+	}
+	b.Release()
 }
 
 // Steps of an iovec array cover all parts.

@@ -50,15 +50,7 @@ func (b *Buf) TryReadSlice(n int) (*Buf, bool) {
 // of its own to the memory. From then on each moves its own indices.
 func (b *Buf) Duplicate() *Buf {
 	if b.flags&flagParts != 0 {
-		b.DiscardReadParts()
-		r := b.ReaderIndex()
-		if ps := b.pieces(); ps.first != ps.origin {
-			b.discardParts(true)
-			r = 0
-		}
-		v := b.sliceParts(0, b.WriterIndex())
-		v.Skip(r)
-		return v
+		return b.duplicateParts()
 	}
 	v := b.view(0, b.q)
 	v.r = b.r
@@ -77,15 +69,22 @@ func (b *Buf) Copy() *Buf {
 }
 
 // Join makes the bytes of o, which must lie directly behind those of b in the same
-// memory, bytes of b, and releases o: the way back from [Buf.ReadSlice]. It returns
-// false and changes nothing if they lie elsewhere, or if b has other references.
+// memory, bytes of b, and releases o: the way back from [Buf.ReadSlice] and
+// [Buf.Split]. The room behind them comes along when o has no other reference. Join
+// returns false and changes nothing if they lie elsewhere, if one of the two is
+// read-only and the other is not, or if b has room in between or other references.
 func (b *Buf) Join(o *Buf) bool {
-	if b.slot != o.slot || (b.flags|o.flags)&flagParts != 0 || b.q != b.l || b == o ||
+	if b.slot != o.slot || (b.flags|o.flags)&flagParts != 0 || (b.flags^o.flags)&flagReadOnly != 0 ||
+		b.q != b.l || b == o ||
 		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
 		return false
 	}
 	b.q += o.q - o.r
 	b.l = b.q
+	if atomic.LoadInt32(&o.ref) == 1 {
+		b.l += o.l - o.q
+		b.flags = b.flags&^flagClean | o.flags&flagClean
+	}
 	b.sync()
 	o.Release()
 	return true
