@@ -1,10 +1,13 @@
 package buffer
 
 import (
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
 
+	"github.com/runnel-io/runnel/internal/invariant"
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
@@ -109,7 +112,7 @@ func Compose(bufs ...*Buf) *Buf {
 // the reference to o over. Further writes go behind it, into the room o has left or
 // new memory.
 func (b *Buf) Append(o *Buf) {
-	b.insert("Append", -1, o)
+	b.insert("Append", b.WriterIndex(), o)
 }
 
 // Prepend adds what can be read from o in front of the bytes that can be read from b,
@@ -126,7 +129,6 @@ func (b *Buf) Insert(i int, o *Buf) {
 	b.insert("Insert", i, o)
 }
 
-// insert is Insert, at the end for i < 0.
 func (b *Buf) insert(op string, i int, o *Buf) {
 	o.alive(op)
 	if b == o {
@@ -139,43 +141,38 @@ func (b *Buf) insert(op string, i int, o *Buf) {
 		}
 	}()
 	b.alive(op)
-	if op == "Insert" && (i < 0 || i > b.WriterIndex()) {
+	end := b.WriterIndex()
+	if i < 0 || i > end {
 		b.outOfRange(op, i, 0)
 	}
 	if b.flags&flagParts == 0 {
+		if o.Len() == 0 {
+			return
+		}
 		b.compose()
 	}
 	ps := b.pieces()
-	if i >= 0 && i+ps.origin < ps.first {
+	if i+ps.origin < ps.first {
 		b.outOfRange(op, i, 0)
+	}
+	if o.Len() == 0 {
+		return
+	}
+	if most := math.MaxInt - ps.end(); o.Len() > most {
+		panic(&Error{op, o.Len(), most, ErrTooLarge})
 	}
 	done = true
 	r := b.ReaderIndex()
-	end := b.WriterIndex()
-	if i < 0 || i == end {
+	var room [4]part
+	in := o.takeApart(room[:0])
+	if i == end {
 		ps.dropEmptyTail()
-		o.moveParts(func(x *Buf) { ps.add(x) })
-		b.reopen(r)
-		return
+		for _, x := range in {
+			ps.add(x.b)
+		}
+	} else {
+		ps.insert(ps.cut(i+ps.origin), in)
 	}
-	at := i + ps.origin
-	if at == ps.first && ps.head < len(ps.list) {
-		// In front of all: nothing else moves.
-		var front []part // in order
-		o.moveParts(func(x *Buf) { front = append(front, part{b: x}) })
-		ps.addFront(front)
-		b.reopen(r)
-		return
-	}
-	k := ps.cut(at)
-	tail := append([]part(nil), ps.list[k:]...)
-	clear(ps.list[k:])
-	ps.list = ps.list[:k]
-	o.moveParts(func(x *Buf) { ps.add(x) })
-	for _, t := range tail {
-		ps.put(t.b)
-	}
-	ps.weigh()
 	b.reopen(r)
 }
 
@@ -194,7 +191,6 @@ func (b *Buf) compose() {
 		h.Release()
 	} else {
 		ps.put(h)
-		ps.weigh()
 	}
 	b.reopen(r)
 }
@@ -211,11 +207,13 @@ func (b *Buf) become(ps *parts) {
 func (b *Buf) pieces() *parts {
 	ps := (*parts)(unsafe.Pointer(b.slot))
 	if n := len(ps.list); n > ps.head {
-		if t := &ps.list[n-1]; t.b.q != b.q {
+		t := &ps.list[n-1]
+		if t.b.q != b.q {
 			t.end += b.q - t.b.q
 			t.b.q = b.q
 			t.b.sync()
 		}
+		t.b.flags |= b.flags & flagClean
 	}
 	return ps
 }
@@ -230,13 +228,16 @@ func (b *Buf) partsLen() int {
 
 // partsExclusive is Exclusive for a composite.
 func (b *Buf) partsExclusive() bool {
+	if atomic.LoadInt32(&b.ref) != 1 {
+		return false
+	}
 	ps := b.pieces()
 	for _, x := range ps.list[ps.head:] {
 		if !x.b.Exclusive() {
 			return false
 		}
 	}
-	return atomic.LoadInt32(&b.ref) == 1
+	return true
 }
 
 // reopen sets the windows after the parts have changed, with the reader at index i.
@@ -316,6 +317,24 @@ func (ps *parts) find(pos int, last *int) int {
 	return lo
 }
 
+// charge returns what part k keeps alive beyond the part in front of it.
+func (ps *parts) charge(k int) int {
+	s := ps.list[k].b.slot
+	if k > ps.head && ps.list[k-1].b.slot == s {
+		return handleSize
+	}
+	return handleSize + s.size + slotSize
+}
+
+// charges is the sum for the parts from to to, and the one behind them if there is
+// any: what may change when they do.
+func (ps *parts) charges(from, to int) (n int) {
+	for k := from; k <= to && k < len(ps.list); k++ {
+		n += ps.charge(k)
+	}
+	return n
+}
+
 // put adds a part at the end.
 func (ps *parts) put(x *Buf) {
 	if len(ps.list) == cap(ps.list) && ps.head > len(ps.list)/2 {
@@ -325,73 +344,104 @@ func (ps *parts) put(x *Buf) {
 		ps.head = 0
 	}
 	ps.list = append(ps.list, part{x, ps.end() + x.q - x.r})
+	ps.pinned += ps.charge(len(ps.list) - 1)
 	if x.Mapped() {
 		ps.mapped++
 	}
 }
 
 // add adds a part at the end, or joins it to the last one if it lies behind it in
-// the same memory, and counts it.
+// the same memory.
 func (ps *parts) add(x *Buf) {
-	n := len(ps.list) - 1
-	if n >= ps.head {
+	if n := len(ps.list) - 1; n >= ps.head {
 		t := &ps.list[n]
 		if size := x.q - x.r; t.b.Join(x) {
 			t.end += size
 			return
 		}
 	}
-	if n < ps.head || ps.list[n].b.slot != x.slot {
-		ps.pinned += x.slot.size + slotSize
-	}
-	ps.pinned += handleSize
-	ps.put(x) // may move the list
+	ps.put(x)
 }
 
-// addFront adds parts in front of all others.
-func (ps *parts) addFront(front []part) {
-	n := len(front)
-	if n > ps.head {
-		have := len(ps.list) - ps.head
-		room := max(n, have/2)
-		list := make([]part, room+have, 2*(room+have))
-		copy(list[room:], ps.list[ps.head:])
-		ps.list, ps.head = list, room
+// insert adds parts, of which only the Bufs are given, in front of part k. It costs
+// as much as there are parts on the shorter side.
+func (ps *parts) insert(k int, in []part) {
+	size := 0
+	for _, x := range in {
+		size += x.b.q - x.b.r
 	}
-	at := ps.first
-	for i := n - 1; i >= 0; i-- {
-		x := front[i].b
-		ps.pinned += handleSize
-		if x.slot != ps.list[ps.head].b.slot {
-			ps.pinned += x.slot.size + slotSize
+	ps.pinned -= ps.charges(k, k)
+	if k-ps.head < len(ps.list)-k {
+		for j := ps.head; j < k; j++ {
+			ps.list[j].end -= size
 		}
-		if x.Mapped() {
+		ps.first -= size
+		ps.origin -= size
+	} else {
+		for j := k; j < len(ps.list); j++ {
+			ps.list[j].end += size
+		}
+	}
+	k = ps.resize(k, k, len(in))
+	for j, x := range in {
+		ps.list[k+j] = part{x.b, ps.start(k+j) + x.b.q - x.b.r}
+		if x.b.Mapped() {
 			ps.mapped++
 		}
-		ps.head--
-		ps.list[ps.head] = part{x, at}
-		at -= x.q - x.r
 	}
-	ps.origin -= ps.first - at
-	ps.first = at
+	ps.pinned += ps.charges(k, k+len(in))
+}
+
+// resize makes room for n parts in place of those from from to to, which the caller
+// has taken out, and returns where it begins. It moves the shorter side of the list.
+func (ps *parts) resize(from, to, n int) int {
+	more := n - (to - from)
+	if from-ps.head < len(ps.list)-to {
+		if more > ps.head {
+			have := len(ps.list) - ps.head
+			room := max(more, have/2)
+			list := make([]part, room+have, 2*(room+have))
+			copy(list[room:], ps.list[ps.head:])
+			from += room - ps.head
+			ps.list, ps.head = list, room
+		}
+		copy(ps.list[ps.head-more:], ps.list[ps.head:from])
+		clear(ps.list[ps.head:max(ps.head, ps.head-more)])
+		ps.head -= more
+		return from - more
+	}
+	end := len(ps.list)
+	if more > 0 {
+		ps.list = slices.Grow(ps.list, more)[:end+more]
+	}
+	copy(ps.list[to+more:], ps.list[to:end])
+	if more < 0 {
+		clear(ps.list[end+more:])
+		ps.list = ps.list[:end+more]
+	}
+	return from
+}
+
+// release releases a Buf that is no part any more.
+func (ps *parts) release(x *Buf) {
+	if x.Mapped() {
+		ps.mapped--
+	}
+	x.Release()
 }
 
 // drop releases the first part.
 func (ps *parts) drop() {
-	x := &ps.list[ps.head]
-	ps.pinned -= handleSize
-	if n := ps.head + 1; n == len(ps.list) || ps.list[n].b.slot != x.b.slot {
-		ps.pinned -= x.b.slot.size + slotSize
-	}
-	if x.b.Mapped() {
-		ps.mapped--
-	}
+	x := ps.list[ps.head]
+	ps.pinned -= ps.charges(ps.head, ps.head+1)
 	ps.first = x.end
-	x.b.Release()
-	*x = part{}
+	ps.list[ps.head] = part{}
 	if ps.head++; ps.head == len(ps.list) {
 		ps.list, ps.head = ps.list[:0], 0
+	} else {
+		ps.pinned += ps.charge(ps.head)
 	}
+	ps.release(x.b)
 }
 
 // dropEmptyTail releases the last part if it is room that was never written to.
@@ -400,75 +450,72 @@ func (ps *parts) dropEmptyTail() {
 	if n < ps.head || ps.list[n].end > ps.start(n) {
 		return
 	}
-	ps.list[n].b.Release()
+	x := ps.list[n].b
+	ps.pinned -= ps.charge(n)
 	ps.list[n] = part{}
 	ps.list = ps.list[:n]
-	ps.weigh()
+	ps.release(x)
 }
 
-// weigh counts what the parts keep alive anew.
-func (ps *parts) weigh() {
-	ps.pinned, ps.mapped = 0, 0
-	for k := ps.head; k < len(ps.list); k++ {
-		x := ps.list[k].b
-		ps.pinned += handleSize
-		if x.Mapped() {
-			ps.mapped++
-		}
-		if k == ps.head || ps.list[k-1].b.slot != x.slot {
-			ps.pinned += x.slot.size + slotSize
-		}
-	}
-}
-
-// cut makes a position inside the parts a border and returns the part that begins
-// there.
+// cut makes a position inside the parts, or at their end, a border and returns the
+// part that begins there. Behind the last byte that is what room there is.
 func (ps *parts) cut(pos int) int {
-	if pos == ps.end() {
+	k := len(ps.list) - 1
+	if k < ps.head {
 		return len(ps.list)
 	}
-	k := ps.find(pos, &ps.hint)
+	if pos < ps.list[k].end {
+		k = ps.find(pos, &ps.hint)
+	}
+	x := ps.list[k].b
 	n := pos - ps.start(k)
 	if n == 0 {
 		return k
 	}
-	back := ps.list[k].b.splitAt(ps.list[k].b.r + n)
-	ps.list = append(ps.list, part{})
-	copy(ps.list[k+2:], ps.list[k+1:])
-	ps.list[k+1] = part{back, ps.list[k].end}
-	ps.list[k].end = pos
+	if x.r+n == x.l {
+		return k + 1
+	}
+	back, end := x.splitAt(x.r+n), ps.list[k].end
+	k = ps.resize(k+1, k+1, 1)
+	ps.list[k-1].end = pos
+	ps.list[k] = part{back, end}
 	ps.pinned += handleSize
-	return k + 1
+	if back.Mapped() {
+		ps.mapped++
+	}
+	return k
 }
 
-// moveParts takes the caller's reference to b and calls add with Bufs of one
-// reference, contiguous and not empty, that make up what can be read from b.
-func (b *Buf) moveParts(add func(*Buf)) {
+// takeApart takes the caller's reference to b and appends Bufs of one reference,
+// contiguous and not empty, to dst that make up what can be read from b, which is
+// not empty.
+func (b *Buf) takeApart(dst []part) []part {
 	mine := atomic.LoadInt32(&b.ref) == 1
 	switch {
-	case b.Len() == 0:
-		b.Release()
 	case b.flags&flagParts == 0 && mine:
-		add(b)
+		if invariant.Enabled { // the caller's handle is of no more use
+			v := b.splitAt(b.r)
+			b.Release()
+			b = v
+		}
+		return append(dst, part{b: b})
 	case b.flags&flagParts == 0:
 		v := b.view(b.r, b.q-b.r)
 		b.Release()
-		add(v)
+		return append(dst, part{b: v})
 	case mine:
 		b.discardParts(true)
 		ps := b.pieces()
 		ps.dropEmptyTail()
-		list, head := ps.list, ps.head
-		ps.list, ps.head = nil, 0
-		b.reopen(0)
+		dst = append(dst, ps.list[ps.head:]...)
+		clear(ps.list)
+		ps.list, ps.head = ps.list[:0], 0
 		b.Release()
-		for _, x := range list[head:] {
-			add(x.b)
-		}
 	default:
-		b.eachView(b.ReaderIndex(), b.Len(), add)
+		b.eachView(b.ReaderIndex(), b.Len(), func(x *Buf) { dst = append(dst, part{b: x}) })
 		b.Release()
 	}
+	return dst
 }
 
 // eachView calls add with views of the parts of n > 0 bytes from index i.
@@ -528,49 +575,63 @@ func (b *Buf) duplicateParts() *Buf {
 	return v
 }
 
-// splitParts is Split for a composite.
+// splitParts is Split for a composite. It moves the parts of the side that has fewer.
 func (b *Buf) splitParts(i int) *Buf {
 	ps := b.pieces()
-	if i+ps.origin < ps.first {
+	pos := i + ps.origin
+	if pos < ps.first {
 		b.outOfRange("Split", i, 0)
 	}
-	r, end := b.ReaderIndex(), b.WriterIndex()
+	r := b.ReaderIndex()
 	v := b.newHandle()
 	v.born()
 	vs := newParts()
 	v.become(vs)
-	if i < end {
-		k := ps.cut(i + ps.origin)
-		for _, x := range ps.list[k:] {
-			vs.put(x.b)
-		}
-		clear(ps.list[k:])
+	if k := ps.cut(pos); k-ps.head >= len(ps.list)-k {
+		ps.pinned -= ps.charges(k, len(ps.list))
+		ps.moveTo(vs, k, len(ps.list))
 		ps.list = ps.list[:k]
-		ps.weigh()
-		vs.weigh()
+	} else {
+		ps.pinned -= ps.charges(ps.head, k)
+		vs.first, vs.origin = ps.first, ps.origin
+		ps.moveTo(vs, ps.head, k)
+		ps.head, ps.first, ps.origin = k, pos, pos
+		ps.pinned += ps.charge(k)
+		b.slot, v.slot = v.slot, b.slot
 	}
 	b.reopen(min(r, i))
 	v.reopen(max(0, r-i))
 	return v
 }
 
+// moveTo moves the parts from from to to, which the caller takes out of the list, to
+// the end of o.
+func (ps *parts) moveTo(o *parts, from, to int) {
+	had := o.mapped
+	for _, x := range ps.list[from:to] {
+		o.put(x.b)
+	}
+	clear(ps.list[from:to])
+	ps.mapped -= o.mapped - had
+}
+
 // cutParts is cut for a composite.
 func (b *Buf) cutParts(i int) {
 	ps := b.pieces()
 	r, pos := b.ReaderIndex(), i+ps.origin
-	n := len(ps.list)
-	for n > ps.head && ps.start(n-1) >= pos {
-		n--
-		ps.list[n].b.Release()
-		ps.list[n] = part{}
+	k := len(ps.list)
+	for k > ps.head && ps.start(k-1) >= pos {
+		k--
 	}
-	if n < len(ps.list) {
-		ps.list = ps.list[:n]
-		ps.weigh()
+	ps.pinned -= ps.charges(k, len(ps.list))
+	for _, x := range ps.list[k:] {
+		ps.release(x.b)
 	}
-	if n > ps.head {
-		last := &ps.list[n-1]
-		last.b.cut(last.b.r + pos - ps.start(n-1))
+	clear(ps.list[k:])
+	ps.list = ps.list[:k]
+	if k > ps.head {
+		last := &ps.list[k-1]
+		last.b.cut(last.b.r + pos - ps.start(k-1))
 		last.end = pos
 	}
 	b.reopen(r)
@@ -595,9 +656,24 @@ func (b *Buf) discardParts(trim bool) {
 		}
 		ps.origin = pos
 		i = 0
+		if pos > maxOrigin {
+			ps.renumber()
+		}
 	}
 	b.reopen(i)
 }
+
+// renumber makes index 0 position 0 again, so that a Buf may live for ever.
+func (ps *parts) renumber() {
+	for k := ps.head; k < len(ps.list); k++ {
+		ps.list[k].end -= ps.origin
+	}
+	ps.first -= ps.origin
+	ps.origin = 0
+}
+
+// maxOrigin is the position that index 0 may reach.
+const maxOrigin = 1 << 30
 
 // clearParts is Clear for a composite.
 func (b *Buf) clearParts() {
@@ -620,7 +696,6 @@ func (b *Buf) growParts(n int) {
 	x := b.allocator().Alloc(min(max(n, min(2*have, maxPart), minPart), max(n, b.MaxCap()-b.WriterIndex())))
 	ps.dropEmptyTail()
 	ps.put(x)
-	ps.weigh()
 	b.reopen(r)
 }
 
@@ -708,28 +783,45 @@ func (b *Buf) partAt(i int) (*Buf, int) {
 }
 
 // gather makes the n > 0 bytes from index i, which exist, lie at one place: it copies
-// them to a part of their own if they do not.
+// them to a part of their own if they do not. That is read-only if one of those it
+// takes the place of was.
 func (b *Buf) gather(i, n int) {
 	if b.placeParts(i, n) != nil {
 		return
 	}
 	x := b.allocator().Alloc(n)
 	b.copyTo(x, i, n)
-	x.q = n
+	x.q, x.l = n, n
 	x.sync()
 	ps := b.pieces()
 	r := b.ReaderIndex()
-	from := ps.cut(i + ps.origin)
-	to := ps.cut(i + ps.origin + n)
-	end := ps.list[to-1].end
-	for k := from; k < to; k++ {
-		ps.list[k].b.Release()
+	pos := i + ps.origin
+	end := pos + n
+	from, to := ps.find(pos, &ps.cur), ps.find(end-1, &ps.hint)
+	for k := from; k <= to; k++ {
+		x.flags |= ps.list[k].b.flags & flagReadOnly
 	}
-	ps.list[from] = part{x, end}
-	rest := ps.list[from+1 : from+1+copy(ps.list[from+1:], ps.list[to:])]
-	clear(ps.list[from+1+len(rest):])
-	ps.list = ps.list[:from+1+len(rest)]
-	ps.weigh()
+	// What is left of the first of them and of the last stays, and room behind it.
+	if left := pos - ps.start(from); left > 0 {
+		y := ps.list[from].b
+		y.q = y.r + left
+		y.l = y.q
+		y.sync()
+		ps.list[from].end = pos
+		from++
+	}
+	z := &ps.list[to]
+	z.b.r = z.b.q - (z.end - end)
+	if end == z.end && (to < len(ps.list)-1 || z.b.q == z.b.l) {
+		to++
+	}
+	ps.pinned -= ps.charges(from, to)
+	for _, y := range ps.list[from:to] {
+		ps.release(y.b)
+	}
+	k := ps.resize(from, to, 1)
+	ps.list[k] = part{x, end}
+	ps.pinned += ps.charges(k, k+1)
 	b.reopen(r)
 }
 

@@ -236,6 +236,98 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// Of a composite, too, wherever it is divided.
+func TestSplitOfCompositeKeepsRoom(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	for i := range 8 {
+		b := composed(p, "abc", "def")
+		b.EnsureWritable(100)
+		b.WriteString("g")
+		room := b.Cap() - 7
+		rest := b.Split(i)
+		if rest.Cap() != 7-i+room {
+			t.Errorf("at %d: got capacity %d, want %d", i, rest.Cap(), 7-i+room)
+		}
+		b.Append(rest)
+		if got := content(t, b); got != "abcdefg" {
+			t.Errorf("at %d: got %q", i, got)
+		}
+		b.Release()
+	}
+}
+
+// What fetches bytes together takes no room, and makes nothing writable.
+func TestPeekChangesNothingElse(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abcd", "ef")
+	b.EnsureWritable(200)
+	b.WriteString("gh")
+	room := b.Writable()
+	room[0] = 'i'
+	for _, n := range []int{8, 7} {
+		had := b.Cap()
+		if got := string(b.Peek(n)); got != "abcdefgh"[:n] || b.Cap() != had {
+			t.Errorf("Peek(%d): got %q, capacity %d, want %d", n, got, b.Cap(), had)
+		}
+	}
+	b.Commit(1)
+	if got := content(t, b); got != "abcdefghi" {
+		t.Errorf("got %q", got)
+	}
+	b.Release()
+
+	b = composed(p, "abcd", "efgh")
+	r := b.ReadOnly()
+	r.Skip(3)
+	if got := string(r.Peek(2)); got != "de" || r.Parts() != 3 {
+		t.Errorf("got %q, then %d parts", got, r.Parts())
+	}
+	for i := range 8 {
+		wantPanic(t, "SetUint8At", buffer.ErrReadOnly, func() { r.SetUint8At(i, 'x') })
+	}
+	r.Release()
+	b.Release()
+}
+
+// Nothing to add changes nothing.
+func TestAppendEmpty(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	plain := p.Alloc(16)
+	plain.WriteString("abc")
+	room := composed(p, "abc")
+	room.EnsureWritable(100)
+	for what, b := range map[string]*buffer.Buf{"plain": plain, "with room": room} {
+		had, parts := b.Cap(), b.Parts()
+		b.Append(p.Alloc(16))
+		b.Prepend(composed(p, "", ""))
+		b.Insert(2, buffer.FromString(""))
+		if b.Cap() != had || b.Parts() != parts || content(t, b) != "abc" {
+			t.Errorf("%s: got %q in %d parts, capacity %d, want %d, %d", what, content(t, b), b.Parts(), b.Cap(), parts, had)
+		}
+		b.Release()
+	}
+}
+
+// More bytes pass through a composite than an int of 32 bits counts.
+func TestCompositeLivesLong(t *testing.T) {
+	const size = 64 << 20
+	m := buffer.Heap.Alloc(size)
+	m.Commit(size)
+	m.SetUint8At(size-1, 'z')
+	b := buffer.Compose()
+	for round := range 5 << 30 / size {
+		b.Append(m.Duplicate())
+		b.Append(buffer.FromString("abc"))
+		b.Skip(b.Len() - 4)
+		b.DiscardRead()
+		if got := content(t, b); got != "zabc" || b.Uint8At(3) != 'c' || b.WriterIndex() != 4 {
+			t.Fatalf("round %d: got %q", round, got)
+		}
+	}
+	b.Release()
+	m.Release()
+}
+
 // The room goes with the second half, so that it is filled without a move.
 func TestSplitKeepsRoom(t *testing.T) {
 	p := newPool(t, buffer.PoolConfig{})
@@ -378,6 +470,15 @@ func TestComposeMisuse(t *testing.T) {
 	var misuse *buffer.MisuseError
 	if err := panicOf(func() { b.Append(b) }); !errors.As(err, &misuse) {
 		t.Errorf("appended to itself: got %v, want a MisuseError", err)
+	}
+	if invariant.Enabled {
+		mine := composed(p, "a")
+		taken := p.Alloc(1)
+		taken.WriteUint8('b')
+		mine.Append(taken)
+		wantPanic(t, "a write to a part", buffer.ErrReleased, func() { taken.WriteUint8('c') })
+		wantPanic(t, "the release of a part", buffer.ErrReleased, func() { taken.Release() })
+		mine.Release()
 	}
 	gone := p.Alloc(1)
 	gone.Release()
