@@ -309,7 +309,7 @@ func (b *Buf) Clear() {
 		b.clearParts()
 		return
 	}
-	if b.Exclusive() {
+	if b.reusable() {
 		b.r, b.q = 0, 0
 		b.rewind()
 	} else {
@@ -320,8 +320,8 @@ func (b *Buf) Clear() {
 }
 
 // DiscardRead drops the bytes that have been read, so that ReaderIndex becomes 0.
-// It moves the rest to the front of the memory, unless that is shared or
-// read-only: then the capacity shrinks instead. Of a composite it releases the parts
+// It moves the rest to the front of the memory, unless that is shared, read-only or
+// wrapped: then the capacity shrinks instead. Of a composite it releases the parts
 // that have been read, and moves nothing.
 func (b *Buf) DiscardRead() {
 	b.alive("DiscardRead")
@@ -329,7 +329,7 @@ func (b *Buf) DiscardRead() {
 		b.discardParts(true)
 		return
 	}
-	if b.Exclusive() {
+	if b.reusable() {
 		n := b.q - b.r
 		copy(bytesAt(b.slot.mem, 0, b.slot.size), bytesAt(b.p, b.r, n))
 		b.r, b.q = 0, n
@@ -389,6 +389,10 @@ func (b *Buf) AppendIovecs(dst []sys.Iovec, max int) []sys.Iovec {
 func (b *Buf) sole() bool {
 	return b.flags&flagShared == 0 || atomic.LoadInt32(&b.slot.pins) == 1
 }
+
+// reusable reports whether all of b's memory may be written to: it is b's alone, and
+// not the caller's, see Wrap.
+func (b *Buf) reusable() bool { return b.Exclusive() && b.slot.from == nil }
 
 // sync brings what lags behind the writer up to date.
 func (b *Buf) sync() {
@@ -456,7 +460,7 @@ func (b *Buf) grow(n int) {
 		b.growParts(n)
 		return
 	}
-	if b.Exclusive() && need <= b.slot.size {
+	if b.reusable() && need <= b.slot.size {
 		b.flags &^= flagClean | flagShared
 		s := b.slot
 		off := int(uintptr(b.p) - uintptr(s.mem))

@@ -79,3 +79,31 @@ func TestWrapGrown(t *testing.T) {
 	}
 	b.Release()
 }
+
+// What is appended never goes to the memory of the caller, whatever place there is.
+func TestWrapIsNotFilled(t *testing.T) {
+	uses := map[string]struct {
+		use  func(b *buffer.Buf) *buffer.Buf
+		want string
+	}{
+		"cleared":   {func(b *buffer.Buf) *buffer.Buf { b.Clear(); return b }, "new"},
+		"discarded": {func(b *buffer.Buf) *buffer.Buf { b.Skip(3); b.DiscardRead(); return b }, "defnew"},
+		"a slice":   {func(b *buffer.Buf) *buffer.Buf { s := b.Slice(0, 2); b.Release(); return s }, "abnew"},
+		"split":     {func(b *buffer.Buf) *buffer.Buf { b.Split(2).Release(); return b }, "abnew"},
+		"a part":    {func(b *buffer.Buf) *buffer.Buf { return buffer.Compose(b) }, "abcdefnew"},
+	}
+	for what, tt := range uses {
+		t.Run(what, func(t *testing.T) {
+			released := 0
+			mine := []byte("abcdef")
+			b := tt.use(buffer.Wrap(func() { released++ }, mine))
+			b.WriteString("new")
+			if got := content(t, b); got != tt.want || string(mine) != "abcdef" {
+				t.Errorf("got %q, and %q in the caller's memory, want %q and abcdef", got, mine, tt.want)
+			}
+			if b.Release(); released != 1 {
+				t.Errorf("released %d times, want once", released)
+			}
+		})
+	}
+}
