@@ -38,7 +38,7 @@ func (b *Buf) cut(i int) {
 		b.cutParts(i)
 		return
 	}
-	if !b.Exclusive() {
+	if !b.reusable() {
 		b.l = i
 	}
 	b.q = i

@@ -90,6 +90,7 @@ func TestWrapIsNotFilled(t *testing.T) {
 		"discarded": {func(b *buffer.Buf) *buffer.Buf { b.Skip(3); b.DiscardRead(); return b }, "defnew"},
 		"a slice":   {func(b *buffer.Buf) *buffer.Buf { s := b.Slice(0, 2); b.Release(); return s }, "abnew"},
 		"split":     {func(b *buffer.Buf) *buffer.Buf { b.Split(2).Release(); return b }, "abnew"},
+		"cut":       {func(b *buffer.Buf) *buffer.Buf { b.Truncate(2); return b }, "abnew"},
 		"a part":    {func(b *buffer.Buf) *buffer.Buf { return buffer.Compose(b) }, "abcdefnew"},
 	}
 	for what, tt := range uses {
