@@ -93,7 +93,7 @@ func (b *Buf) insert(op string, i int, o *Buf) {
 		b.compose()
 	}
 	ps := b.pieces()
-	if i+ps.origin < ps.first {
+	if i < b.leastIndex() {
 		b.outOfRange(op, i, 0)
 	}
 	if o.Len() == 0 {
@@ -165,6 +165,16 @@ func (b *Buf) partsWriter() int { return (*parts)(unsafe.Pointer(b.slot)).wbase 
 func (b *Buf) partsLen() int {
 	ps := (*parts)(unsafe.Pointer(b.slot))
 	return ps.wbase + b.q - ps.rbase - b.r
+}
+
+// leastIndex returns the index of the first byte there is: 0, unless parts of a
+// composite have been discarded.
+func (b *Buf) leastIndex() int {
+	if b.flags&flagParts == 0 {
+		return 0
+	}
+	ps := (*parts)(unsafe.Pointer(b.slot))
+	return ps.first - ps.origin
 }
 
 // partsExclusive is Exclusive for a composite.
@@ -265,7 +275,7 @@ func (b *Buf) eachView(i, n int, add func(*Buf)) {
 // sliceParts returns a Buf of n bytes from index i of a composite.
 func (b *Buf) sliceParts(i, n int) *Buf {
 	ps := b.pieces()
-	if i+ps.origin < ps.first {
+	if i < b.leastIndex() {
 		b.outOfRange("Slice", i, n)
 	}
 	if n > 0 {
@@ -289,8 +299,7 @@ func (b *Buf) sliceParts(i, n int) *Buf {
 
 // duplicateParts is Duplicate for a composite.
 func (b *Buf) duplicateParts() *Buf {
-	ps := b.pieces()
-	r, gone := b.ReaderIndex(), ps.first-ps.origin
+	r, gone := b.ReaderIndex(), b.leastIndex()
 	v := b.sliceParts(gone, b.WriterIndex()-gone)
 	if gone == 0 {
 		v.Skip(r)
@@ -309,7 +318,7 @@ func (b *Buf) duplicateParts() *Buf {
 func (b *Buf) splitParts(i int) *Buf {
 	ps := b.pieces()
 	pos := i + ps.origin
-	if pos < ps.first {
+	if i < b.leastIndex() {
 		b.outOfRange("Split", i, 0)
 	}
 	r := b.ReaderIndex()
@@ -574,7 +583,7 @@ func (b *Buf) Consolidate() {
 	}
 	ps := b.pieces()
 	from, r := 0, b.ReaderIndex()
-	if ps.first != ps.origin {
+	if b.leastIndex() > 0 {
 		from, r = r, 0
 	}
 	n := b.WriterIndex() - from

@@ -441,6 +441,11 @@ func TestDiscardReadParts(t *testing.T) {
 	}
 	wantPanic(t, "Uint8At of a discarded byte", buffer.ErrShort, func() { b.Uint8At(2) })
 	wantPanic(t, "Unread of one", buffer.ErrShort, func() { b.Unread(3) })
+	b.Unread(2)
+	if err := b.UnreadByte(); !errors.Is(err, buffer.ErrShort) {
+		t.Errorf("UnreadByte of one: got %v, want ErrShort", err)
+	}
+	b.Skip(2)
 	wantPanic(t, "Slice of one", buffer.ErrShort, func() { b.Slice(2, 1) })
 	wantPanic(t, "Insert in front of one", buffer.ErrShort, func() { b.Insert(2, buffer.FromString("x")) })
 	b.DiscardRead()

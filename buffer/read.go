@@ -360,15 +360,11 @@ func (b *Buf) skip(n int) {
 // ErrShort when fewer than n lie in front of ReaderIndex.
 func (b *Buf) Unread(n int) {
 	i := b.ReaderIndex()
-	if uint(n) > uint(i) {
+	if uint(n) > uint(i-b.leastIndex()) {
 		b.outOfRange("Unread", i-n, 0)
 	}
 	if b.flags&flagParts != 0 {
-		ps := b.pieces()
-		if i-n+ps.origin < ps.first {
-			b.outOfRange("Unread", i-n, 0)
-		}
-		b.seek(ps, i-n)
+		b.seek(b.pieces(), i-n)
 		return
 	}
 	b.r -= n

@@ -56,7 +56,7 @@ func (b *Buf) ReadByte() (byte, error) {
 // ReaderIndex. It implements io.ByteScanner.
 func (b *Buf) UnreadByte() error {
 	b.alive("UnreadByte")
-	if b.ReaderIndex() == 0 {
+	if b.ReaderIndex() == b.leastIndex() {
 		return &Error{"UnreadByte", 1, 0, ErrShort}
 	}
 	b.Unread(1)
