@@ -115,19 +115,23 @@ func (b *Buf) Release() bool {
 	// A count of one is the caller's own: nobody else may touch it, so no
 	// read-modify-write is needed.
 	if atomic.LoadInt32(&b.ref) == 1 && b.flags&^flagClean == 0 && !invariant.Enabled {
-		if c := b.owner; c.owner.Load() == goid.Current() {
-			b.ref = 0
-			b.flags = 0
-			b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
-			f := &c.free[b.class]
-			b.next = *f
-			*f = b
-			c.frees.add(1)
-			if c.cached += classCosts[b.class]; c.cached > c.bound {
-				c.spill()
-			}
+		b.ref = 0
+		b.flags = 0
+		b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
+		c := b.owner
+		if c.owner.Load() != goid.Current() {
+			c.putBack(b)
 			return true
 		}
+		f := &c.lists[b.class]
+		b.next = f.top
+		f.top = b
+		f.frees.add(1)
+		cached := c.cached + f.cost
+		if c.cached = cached; uintptr(cached) > c.bound.Load() {
+			c.spill()
+		}
+		return true
 	}
 	return b.release()
 }

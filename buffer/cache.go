@@ -17,42 +17,89 @@ var errNotOwner = errors.New("cache belongs to another goroutine")
 // without locks. Each loop has one for each Pool it uses.
 //
 // A Buf of the cache that is released on another goroutine comes back to it
-// through a bounded stack, or goes to the Pool when that is full.
+// through a stack, or goes to the Pool when that holds about the bound already.
 //
 // Ownership: a Buf may outlive the Cache, but not keep it in use: [Cache.Close] gives
 // all that is cached back to the Pool, and what is released later goes there.
 //
-// Concurrency: Alloc and TryAlloc are safe from any goroutine; those that are not the
-// owner allocate from the Pool. Bind makes the caller the owner; Unbind, Trim and
+// Concurrency: Alloc and TryAlloc are safe from any goroutine; those
+// that are not the owner allocate from the Pool. Bind makes the caller the owner; Unbind, Trim and
 // Close are for the owner, or, when there is none, for whoever has the Cache to
 // itself.
 type Cache struct {
 	// Fixed.
 	pool   *Pool
-	bound  int  // of cached, and of the bytes on the return stack
 	shared bool // the pool's own, used by many goroutines under mu
 
+	// Read by all, seldom changed.
 	owner atomic.Uintptr // identity of the goroutine that owns the cache; 0 if none
+	bound atomic.Uintptr // of cached, and of the bytes on the return stack; 0 asks the owner to give back everything, see heed
 
 	// The owner's.
-	free   [numClasses + 1]*Buf // by class, with memory; the last are handles without
-	cached int                  // bytes in free, records included
-	allocs tally
-	frees  tally
-	depth  int // of nested Binds
-
-	mu sync.Mutex // taken by those who use a shared cache
+	_      [64]byte   // away from what others read
+	mu     sync.Mutex // taken by those who use a shared cache
+	depth  int        // of nested Binds
+	cached int        // bytes in lists, records included
+	_      int        // no list lies in two lines of the processor's cache
+	lists  [numClasses + 1]list
+	filled [numClasses + 1]tally // objects from the pool, less those given back to it
 
 	// Any goroutine's.
 	_       [64]byte            // away from what the owner writes
 	back    atomic.Pointer[Buf] // the return stack; closedStack when closed
-	pending atomic.Int64        // on the stack: bytes << pendingShift | handles
+	pending estimate            // of the bytes on it
+
+	// Whoever takes the return stack holds taking until what was on it has been
+	// counted: in frees and came, or in gone. Nothing else is locked meanwhile.
+	_      [64]byte
+	taking sync.Mutex
+	came   [numClasses + 1]uintptr // objects that came back through the stack to the lists
+	gone   [numClasses + 1]uintptr // and that went from it to the pool
 }
 
-const pendingShift = 24
+// A list has the free objects of a class, with memory, or, the last one, without.
+type list struct {
+	top    *Buf
+	cost   int   // bytes an object is charged with
+	allocs tally // objects taken out for use
+	frees  tally // and put back after it
+}
+
+// An estimate is a sum that any goroutine changes without an atomic operation, so
+// that changes made at the same time may be lost. What keeps it near the truth is
+// that it is set to 0 ever so often.
+type estimate struct{ n uintptr }
+
+func (e *estimate) load() uintptr { return atomic.LoadUintptr(&e.n) }
+
+func (e *estimate) add(n uintptr) {
+	if invariant.Race {
+		atomic.AddUintptr(&e.n, n)
+		return
+	}
+	e.n += n
+}
+
+func (e *estimate) reset() {
+	if invariant.Race {
+		atomic.StoreUintptr(&e.n, 0)
+		return
+	}
+	e.n = 0
+}
 
 // closedStack is the return stack of a closed cache.
 var closedStack = new(Buf)
+
+// newCache returns a cache that p does not know yet.
+func newCache(p *Pool) *Cache {
+	c := &Cache{pool: p}
+	c.bound.Store(uintptr(p.bound))
+	for class := range c.lists {
+		c.lists[class].cost = classCosts[class]
+	}
+	return c
+}
 
 // Bind makes the calling goroutine the owner. It may be called again by the owner;
 // each call needs an Unbind. It panics with a [MisuseError] when another goroutine
@@ -89,13 +136,12 @@ func (c *Cache) Alloc(n int) *Buf {
 func (c *Cache) TryAlloc(n int) (*Buf, error) {
 	if c.owner.Load() == goid.Current() {
 		if uint(n) <= maxSlot && !invariant.Enabled {
-			class := classOf(n)
-			f := &c.free[class]
-			if b := *f; b != nil {
-				*f = b.next
-				c.cached -= classCosts[class]
-				c.allocs.add(1)
-				b.l = classSizes[class]
+			f := &c.lists[classOf(n)]
+			if b := f.top; b != nil {
+				f.top = b.next
+				c.cached -= f.cost
+				f.allocs.add(1)
+				b.l = f.cost - recordSize
 				b.ref = 1
 				return b, nil
 			}
@@ -110,30 +156,29 @@ func (c *Cache) alloc(n int) (*Buf, error) {
 	if err := checkSize(n, c.pool.maxCap); err != nil {
 		return nil, err
 	}
-	var b *Buf
 	if n > maxSlot {
-		s, err := c.allocHuge(n)
-		if err != nil {
+		return begun(c.allocHuge(n, 1))
+	}
+	return begun(c.allocSlot(classOf(n)))
+}
+
+// allocSlot returns a Buf with a slot of a class.
+func (c *Cache) allocSlot(class int) (*Buf, error) {
+	if c.lists[class].top == nil {
+		c.drain()
+	}
+	if c.lists[class].top == nil {
+		if err := c.refill(class); err != nil {
 			return nil, err
 		}
-		b = c.popHandle()
-		b.hold(s)
-		b.flags = flagHuge
-	} else {
-		class := classOf(n)
-		f := &c.free[class]
-		if *f == nil {
-			c.drain()
-		}
-		if *f == nil {
-			if err := c.refill(class); err != nil {
-				return nil, err
-			}
-		}
-		b = *f
-		*f = b.next
-		c.cached -= classCosts[class]
-		c.allocs.add(1)
+	}
+	return c.pop(class), nil
+}
+
+// begun begins the life of a Buf that has been given memory.
+func begun(b *Buf, err error) (*Buf, error) {
+	if err != nil {
+		return nil, err
 	}
 	b.l = b.slot.size
 	b.born()
@@ -155,35 +200,61 @@ func (c *Cache) handle() *Buf {
 }
 
 func (c *Cache) popHandle() *Buf {
-	f := &c.free[classView]
-	if *f == nil {
+	if c.lists[classView].top == nil {
 		c.drain()
 	}
-	if *f == nil {
+	if c.lists[classView].top == nil {
 		c.pool.refillHandles(c)
 	}
-	b := *f
-	*f = b.next
-	c.cached -= handleSize
-	c.allocs.add(1)
+	return c.pop(classView)
+}
+
+// pop takes an object out of a list that has one. For the owner, or under mu.
+func (c *Cache) pop(class int) *Buf {
+	f := &c.lists[class]
+	b := f.top
+	f.top = b.next
+	c.cached -= f.cost
+	f.allocs.add(1)
 	return b
+}
+
+// push adds an object to its list. For the owner, or under mu.
+func (c *Cache) push(b *Buf) {
+	f := &c.lists[b.class]
+	b.next = f.top
+	f.top = b
+	c.cached += f.cost
 }
 
 // put takes back a handle and its memory on any goroutine.
 func (c *Cache) put(b *Buf) {
-	if b.class == classHuge {
-		c.pool.freeHuge(b)
-	}
-	if c.owner.Load() == goid.Current() {
-		c.frees.add(1)
-		c.push(b)
-		if c.cached > c.bound {
-			c.spill()
+	if c.owner.Load() != goid.Current() {
+		if b.class == classHuge {
+			c.pool.freeHuge(b, true)
 		}
+		c.putBack(b)
 		return
 	}
-	cost := int64(classCosts[b.class])<<pendingShift | 1
-	if c.pending.Add(cost)>>pendingShift <= int64(c.bound) {
+	if b.class == classHuge {
+		c.pool.freeHuge(b, false)
+	}
+	f := &c.lists[b.class]
+	b.next = f.top
+	f.top = b
+	f.frees.add(1)
+	cached := c.cached + f.cost
+	if c.cached = cached; uintptr(cached) > c.bound.Load() {
+		c.spill()
+	}
+}
+
+// putBack takes back a handle, and its memory, on a goroutine that does not own c.
+// One atomic operation does it; that is why pending is an estimate.
+func (c *Cache) putBack(b *Buf) {
+	cost := uintptr(classCosts[b.class])
+	if c.pending.load()+cost <= c.bound.Load() {
+		c.pending.add(cost)
 		for {
 			top := c.back.Load()
 			if top == closedStack {
@@ -195,47 +266,86 @@ func (c *Cache) put(b *Buf) {
 			}
 		}
 	}
-	c.pending.Add(-cost)
 	b.next = nil
-	c.pool.take(b, 1)
+	c.pool.take(b, true)
 }
 
-// push adds a handle to its free list. For the owner, or under mu.
-func (c *Cache) push(b *Buf) {
-	f := &c.free[b.class]
-	b.next = *f
-	*f = b
-	c.cached += classCosts[b.class]
-}
-
-// drain moves what other goroutines have released to the free lists.
+// drain moves what other goroutines have released to the lists.
 func (c *Cache) drain() {
-	if c.back.Load() == nil {
-		return
-	}
-	c.sort(c.back.Swap(nil))
-	if c.cached > c.bound {
+	c.collect()
+	if uintptr(c.cached) > c.bound.Load() {
 		c.spill()
 	}
 }
 
-// sort moves what was on the return stack to the free lists.
+// collect is drain, whatever the bound is. It leaves the return stack alone while
+// somebody else counts what is on it.
+func (c *Cache) collect() {
+	if c.back.Load() == nil || !c.taking.TryLock() {
+		return
+	}
+	c.sort(c.stacked())
+	c.taking.Unlock()
+}
+
+// sort moves what was on the return stack to the lists. Under taking.
 func (c *Cache) sort(b *Buf) {
-	var cost int64
-	var handles uintptr
+	c.pending.reset()
 	for b != nil {
 		next := b.next
-		handles++
-		cost += int64(classCosts[b.class])
+		c.came[b.class]++
+		c.lists[b.class].frees.add(1)
 		c.push(b)
 		b = next
 	}
-	c.pending.Add(-(cost<<pendingShift | int64(handles)))
-	c.frees.add(handles)
+}
+
+// clearStack gives what is on the return stack to the pool. On any goroutine.
+func (c *Cache) clearStack() {
+	c.taking.Lock()
+	chain := c.stacked()
+	c.pending.reset()
+	for b := chain; b != nil; b = b.next {
+		c.gone[b.class]++
+	}
+	c.taking.Unlock()
+	c.pool.take(chain, false)
+}
+
+// stacked takes what is on the return stack. Under taking.
+func (c *Cache) stacked() *Buf {
+	if top := c.back.Load(); top == nil || top == closedStack {
+		return nil
+	}
+	return c.back.Swap(nil) // only under taking it becomes closedStack
 }
 
 // spill gives memory back to the pool, the largest first, until half the bound is left.
-func (c *Cache) spill() { c.giveBack(c.bound / 2) }
+func (c *Cache) spill() {
+	if bound := int(c.bound.Load()); bound > 0 {
+		c.giveBack(bound / 2)
+	} else {
+		c.heed()
+	}
+}
+
+// ask has the owner give back what it keeps, and others what they release to the
+// pool until then. The owner sees it when it releases, or when it needs memory from
+// the pool: a bound of 0 sends it to spill and to heed.
+func (c *Cache) ask() { c.bound.Store(0) }
+
+// heed does what somebody has asked for. For the owner, or under mu.
+func (c *Cache) heed() {
+	if c.bound.Load() != 0 {
+		return
+	}
+	c.collect()
+	c.giveBack(0)
+	p := c.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.bound.Store(p.cacheBound())
+}
 
 // giveBack leaves at most keep bytes in the cache.
 func (c *Cache) giveBack(keep int) {
@@ -244,29 +354,30 @@ func (c *Cache) giveBack(keep int) {
 		chain = c.pick(class, keep, chain)
 	}
 	chain = c.pick(classView, keep, chain)
-	c.pool.take(chain, 0)
+	c.pool.take(chain, false)
 }
 
 // pick moves objects of a class to chain while more than keep bytes are cached.
 func (c *Cache) pick(class, keep int, chain *Buf) *Buf {
-	for c.cached > keep {
-		b := c.free[class]
-		if b == nil {
-			break
-		}
-		c.free[class] = b.next
-		c.cached -= classCosts[class]
+	f := &c.lists[class]
+	for c.cached > keep && f.top != nil {
+		b := f.top
+		f.top = b.next
+		c.cached -= f.cost
+		c.filled[class].add(^uintptr(0)) // less one
 		b.next = chain
 		chain = b
 	}
 	return chain
 }
 
-// Trim gives all memory that is cached back to the pool. A loop calls it when it has
-// had nothing to do for a while, not in every turn.
+// Trim gives all memory that is cached back to the pool, and has what others release
+// go there too until the owner allocates or releases. A loop calls it when it has had
+// nothing to do for a while, not in every turn.
 func (c *Cache) Trim() {
 	c.mustOwn("Trim")
-	c.drain()
+	c.ask()
+	c.collect()
 	c.giveBack(0)
 	c.pool.trim()
 }
@@ -275,13 +386,16 @@ func (c *Cache) Trim() {
 // Further allocations through it are made by the Pool.
 func (c *Cache) Close() {
 	c.mustOwn("Close")
+	c.taking.Lock()
 	top := c.back.Swap(closedStack)
 	if top == closedStack {
+		c.taking.Unlock()
 		return
 	}
+	c.sort(top)
+	c.taking.Unlock()
 	c.owner.Store(0)
 	c.depth = 0
-	c.sort(top)
 	c.giveBack(0)
 	c.pool.forget(c)
 }
@@ -290,10 +404,4 @@ func (c *Cache) mustOwn(op string) {
 	if id := c.owner.Load(); id != 0 && id != goid.Current() {
 		panic(&MisuseError{Op: op, Err: errNotOwner})
 	}
-}
-
-// live returns how many of the cache's Bufs are in use.
-func (c *Cache) live() int64 {
-	pending := c.pending.Load() & (1<<pendingShift - 1)
-	return int64(int(c.allocs.load()-c.frees.load())) - pending
 }

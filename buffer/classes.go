@@ -23,6 +23,8 @@ const (
 	chunkPages = 512
 	chunkSize  = chunkPages * pageSize
 	unitSize   = 1 << 20 // of address space
+
+	recordSize = handleSize + slotSize // the records of a slot
 )
 
 var (
@@ -36,7 +38,7 @@ func init() {
 	for c := range classSizes {
 		classSizes[c] = classSize(c)
 		classPages[c] = spanPages(classSizes[c])
-		classCosts[c] = classSizes[c] + handleSize + slotSize
+		classCosts[c] = classSizes[c] + recordSize
 	}
 	classCosts[classView] = handleSize
 	for i := range smallClass {

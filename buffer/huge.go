@@ -7,36 +7,42 @@ import (
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
-// allocHuge returns a run of pages for one Buf.
-func (c *Cache) allocHuge(n int) (*slot, error) {
+// allocHuge returns a Buf with a run of pages of its own, at a multiple of align.
+func (c *Cache) allocHuge(n, align int) (*Buf, error) {
 	p := c.pool
 	page := max(pageSize, sys.PageSize())
-	if n > math.MaxInt-page {
+	if n > p.limit || n > math.MaxInt-page {
 		return nil, &Error{"alloc", n, p.limit, ErrOutOfMemory}
 	}
-	n = (n + page - 1) &^ (page - 1)
-	run, err := p.takeHuge(n)
+	bytes := (max(n, 1) + page - 1) &^ (page - 1)
+	align = max(align, page)
+	run, err := p.takeHuge(bytes, align)
 	if err != nil {
 		c.reclaim()
-		if run, err = p.takeHuge(n); err != nil {
+		if run, err = p.takeHuge(bytes, align); err != nil {
 			return nil, &Error{"alloc", n, p.limit, err}
 		}
 	}
-	return &slot{mem: run.base, size: run.bytes, pins: 1, class: classHuge, owner: c, span: &span{chunk: run}}, nil
+	b := c.popHandle()
+	b.hold(&slot{mem: run.base, size: run.bytes, pins: 1, class: classHuge, owner: c, span: &span{chunk: run}})
+	b.flags = flagHuge
+	return b, nil
 }
 
-func (p *Pool) takeHuge(n int) (*chunk, error) {
+func (p *Pool) takeHuge(n, align int) (*chunk, error) {
 	p.mu.Lock()
 	defer p.unlock()
 	if p.closed {
 		return nil, ErrClosed
 	}
-	if n > p.limit-p.inUse {
+	room := p.limit - p.inUse
+	if n > room {
 		return nil, ErrOutOfMemory
 	}
 	best := -1
 	for i, c := range p.huge {
-		if c.bytes >= n && c.bytes-n <= n/4 && c.bytes <= p.limit-p.inUse && (best < 0 || c.bytes < p.huge[best].bytes) {
+		if c.bytes >= n && c.bytes-n <= n/4 && c.bytes <= room && uintptr(c.base)%uintptr(align) == 0 &&
+			(best < 0 || c.bytes < p.huge[best].bytes) {
 			best = i
 		}
 	}
@@ -47,20 +53,31 @@ func (p *Pool) takeHuge(n int) (*chunk, error) {
 		p.empty -= c.bytes
 	} else {
 		var err error
-		if c, err = p.newChunk(n); err != nil {
+		if c, err = p.newChunk(n, align); err != nil {
 			return nil, err
 		}
 	}
 	p.inUse += c.bytes
+	p.runs.Live++
+	p.runs.Spans++
+	p.runs.Mapped += int64(c.bytes)
+	p.runs.Allocs++
 	return c, nil
 }
 
-// freeHuge takes the run of pages from a handle.
-func (p *Pool) freeHuge(b *Buf) {
+// freeHuge takes the run of pages from a handle. Remote is what ClassStats counts.
+func (p *Pool) freeHuge(b *Buf, remote bool) {
 	c := b.slot.span.chunk
 	b.part()
 	p.mu.Lock()
 	p.inUse -= c.bytes
+	p.runs.Live--
+	p.runs.Spans--
+	p.runs.Mapped -= int64(c.bytes)
+	p.runs.Releases++
+	if remote {
+		p.runs.Remote++
+	}
 	p.huge = append(p.huge, c)
 	p.fallEmpty(c)
 	p.unlock()

@@ -89,8 +89,9 @@ func (c *chunk) clear(page, pages int) {
 	}
 }
 
-// newChunk takes bytes of memory from the system, whole pages. Under p.mu.
-func (p *Pool) newChunk(bytes int) (*chunk, error) {
+// newChunk takes bytes of memory from the system, whole pages, at a multiple of align,
+// at most a unit. Under p.mu.
+func (p *Pool) newChunk(bytes, align int) (*chunk, error) {
 	// Room for one chunk above the limit, so that a small limit has a chunk at all.
 	if p.mapped+bytes > p.limit+chunkSize {
 		p.dropEmpty(0, math.MaxUint64)
@@ -101,7 +102,7 @@ func (p *Pool) newChunk(bytes int) (*chunk, error) {
 	}
 	c := &chunk{bytes: bytes, slot: -1, largest: chunkPages}
 	if p.space == nil {
-		c.base = unsafe.Pointer(unsafe.SliceData(make([]byte, bytes)))
+		c.base = alignUp(unsafe.Pointer(unsafe.SliceData(make([]byte, bytes+align-1))), align)
 	} else {
 		c.units = (bytes + unitSize - 1) / unitSize
 		if c.slot = p.space.find(c.units); c.slot < 0 {
@@ -183,14 +184,27 @@ func (p *Pool) drop(c *chunk) {
 func (p *Pool) unlock() {
 	doomed := p.doomed
 	p.doomed = nil
-	p.mu.Unlock()
 	if len(doomed) == 0 {
+		p.mu.Unlock()
 		return
 	}
+	p.dooming++
+	p.mu.Unlock()
 	p.decommit(doomed)
 	p.mu.Lock()
 	p.settle(doomed)
+	if p.dooming--; p.dooming == 0 {
+		p.settled.Broadcast()
+	}
 	p.mu.Unlock()
+}
+
+// await waits until what has been dropped is the system's. Under p.mu, which it gives
+// up meanwhile.
+func (p *Pool) await() {
+	for p.dooming > 0 {
+		p.settled.Wait()
+	}
 }
 
 // giveUp does what unlock does, under the lock: for those who need the room now.

@@ -3,6 +3,7 @@ package buffer
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,11 @@ type PoolConfig struct {
 // Where memory outside the heap cannot be had, or the race detector could not see
 // it, the chunks come from the Go heap.
 //
+// What caches keep counts as in use. An allocation that finds the limit reached has
+// the pool's own cache, and what waits on return stacks, given up for it. What is in
+// the lists of other caches only their owners can give: they are asked to, and do when
+// they next release or come to the pool for more; until then allocations may fail.
+//
 // Ownership: a Pool is used until it is closed, and may be used for ever.
 //
 // Concurrency: all methods are safe from any goroutine. Alloc takes a lock; a
@@ -50,24 +56,28 @@ type Pool struct {
 	space         *space // nil when memory comes from the Go heap
 	shared        *Cache // for goroutines without a cache
 
-	mu      sync.Mutex
-	inUse   int               // bytes in spans and huge runs
-	mapped  int               // bytes in chunks, empty ones included
-	empty   int               // bytes in empty chunks
-	chunks  []*chunk          // with pages to cut spans from, by address
-	hints   [10]int           // chunks before hints[k] have no run of 1<<k pages
-	huge    []*chunk          // empty runs that were given out whole
-	partial [numClasses]*span // spans with free slots
-	spans   *span             // unused span records, for reuse
-	spare   *Buf              // handles without memory, for reuse
-	spares  int
-	slots   []*slot // records of no memory, for reuse
-	caches  map[*Cache]struct{}
-	folded  int64       // live Bufs of closed caches, less those returned straight to the pool
-	doomed  []*chunk    // taken out, to be given to the system by unlock
-	tick    uint64      // of the grace timer
-	timer   *time.Timer // nil when nothing is empty
-	closed  bool
+	mu        sync.Mutex
+	inUse     int               // bytes in spans and huge runs
+	mapped    int               // bytes in chunks, empty ones included
+	empty     int               // bytes in empty chunks
+	chunks    []*chunk          // with pages to cut spans from, by address
+	hints     [10]int           // chunks before hints[k] have no run of 1<<k pages
+	huge      []*chunk          // empty runs that were given out whole
+	partial   [numClasses]*span // spans with free slots
+	spans     *span             // unused span records, for reuse
+	spare     *Buf              // handles without memory, for reuse
+	spares    int
+	slots     []*slot // records of no memory, for reuse
+	caches    []*Cache
+	past      books      // of closed caches, and of what was released straight to the pool
+	runs      ClassStats // of huge runs
+	spanCount [numClasses]int
+	doomed    []*chunk    // taken out, to be given to the system by unlock
+	dooming   int         // calls of unlock that do so
+	settled   sync.Cond   // none does any more
+	tick      uint64      // of the grace timer
+	timer     *time.Timer // nil when nothing is empty
+	closed    bool
 }
 
 const (
@@ -123,7 +133,6 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 		retain: int(min(max(cfg.Retain, 0), maxLimit)),
 		maxCap: cfg.MaxCap,
 		grace:  cfg.Grace,
-		caches: map[*Cache]struct{}{},
 	}
 	if !invariant.Race && !invariant.Asan {
 		p.space = reserve(p.limit)
@@ -134,8 +143,10 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 	if p.bound = cfg.Cache; p.bound == 0 {
 		p.bound = min(defaultCache, p.limit/8)
 	}
-	p.shared = &Cache{pool: p, bound: p.bound, shared: true}
-	p.caches[p.shared] = struct{}{}
+	p.settled.L = &p.mu
+	p.shared = newCache(p)
+	p.shared.shared = true
+	p.caches = []*Cache{p.shared}
 	pools.Lock()
 	defer pools.Unlock()
 	if pools.all == nil {
@@ -147,10 +158,11 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 
 // NewCache returns a Cache of p that nobody owns yet.
 func (p *Pool) NewCache() *Cache {
-	c := &Cache{pool: p, bound: p.bound}
+	c := newCache(p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.caches[c] = struct{}{}
+	p.caches = append(p.caches, c)
+	c.bound.Store(p.cacheBound())
 	return c
 }
 
@@ -182,7 +194,11 @@ func (p *Pool) Close() error {
 		p.mu.Unlock()
 		return nil
 	}
-	if open, live := len(p.caches)-1, p.live(); open != 0 || live != 0 {
+	open, live := len(p.caches)-1, p.past.live()
+	for _, c := range p.caches {
+		live += c.live()
+	}
+	if open != 0 || live != 0 {
 		p.mu.Unlock()
 		return fmt.Errorf("buffer: close: %d Bufs and %d Caches left: %w", live, open, ErrInUse)
 	}
@@ -192,7 +208,7 @@ func (p *Pool) Close() error {
 	}
 	p.mu.Unlock()
 
-	p.shared.drain()
+	p.shared.collect()
 	p.shared.giveBack(0)
 
 	p.mu.Lock()
@@ -200,6 +216,9 @@ func (p *Pool) Close() error {
 	p.spare, p.spares, p.spans, p.slots = nil, 0, nil, nil
 	space := p.space
 	p.unlock()
+	p.mu.Lock()
+	p.await()
+	p.mu.Unlock()
 
 	pools.Lock()
 	defer pools.Unlock()
@@ -218,33 +237,10 @@ func checkSize(n, most int) error {
 	return nil
 }
 
-// reclaim gives back what c and the shared cache hold, to make room for something else.
-func (c *Cache) reclaim() {
-	c.drain()
-	c.giveBack(0)
-	if s := c.pool.shared; s != c {
-		s.mu.Lock()
-		s.drain()
-		s.giveBack(0)
-		s.mu.Unlock()
-	}
-}
-
 // forget ends the use of a closed cache.
 func (p *Pool) forget(c *Cache) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.caches[c]; ok {
-		delete(p.caches, c)
-		p.folded += int64(int(c.allocs.load() - c.frees.load()))
-	}
-}
-
-// trim gives up what the shared cache holds.
-func (p *Pool) trim() {
-	s := p.shared
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drain()
-	s.giveBack(0)
+	p.caches = slices.DeleteFunc(p.caches, func(o *Cache) bool { return o == c })
+	c.addTo(&p.past)
 }

@@ -72,6 +72,12 @@ func reserve(limit int) *space {
 	return nil
 }
 
+// alignUp returns the first address from p on that is a multiple of align, a power
+// of two.
+func alignUp(p unsafe.Pointer, align int) unsafe.Pointer {
+	return unsafe.Add(p, -uintptr(p)&uintptr(align-1))
+}
+
 // find takes a run of free units and returns the first, or -1.
 func (s *space) find(units int) int {
 	run := 0

@@ -27,6 +27,7 @@ type span struct {
 // refill adds objects of a class to a cache, some 16 KiB of them at once.
 func (c *Cache) refill(class int) error {
 	p := c.pool
+	c.heed()
 	size := classSizes[class]
 	want := min(max(16<<10/size, 1), 32)
 	p.mu.Lock()
@@ -70,6 +71,7 @@ func (p *Pool) cut(c *Cache, class, want int) (int, error) {
 		m := p.newSlot()
 		*m = slot{mem: unsafe.Add(s.base, (w*64+i)*s.size), size: s.size, pins: 1, class: uint8(class), owner: c, span: s}
 		b.hold(m)
+		c.filled[class].add(1)
 		c.push(b)
 	}
 	return want, nil
@@ -104,21 +106,27 @@ func (p *Pool) refillHandles(c *Cache) {
 	for range 16 {
 		b := p.newHandle()
 		b.owner = c
+		c.filled[classView].add(1)
 		c.push(b)
 	}
 }
 
-// take gets a chain of objects back, of which handles are handles that no cache
-// has counted.
-func (p *Pool) take(chain *Buf, handles int) {
+// take gets a chain of objects back. Released says that they come straight from
+// their last release, which no cache has counted.
+func (p *Pool) take(chain *Buf, released bool) {
 	if chain == nil {
 		return
 	}
 	p.mu.Lock()
-	p.folded -= int64(handles)
 	for chain != nil {
 		b := chain
 		chain = b.next
+		if released {
+			n := &p.past[b.class]
+			n.releases++
+			n.remote++
+			n.live--
+		}
 		if m := b.slot; m != nil {
 			s := m.span
 			i := int(uintptr(m.mem)-uintptr(s.base)) / s.size
@@ -179,7 +187,7 @@ func (p *Pool) newSpan(class int) (*span, error) {
 	c, page := p.findPages(pages)
 	if c == nil {
 		var err error
-		if c, err = p.newChunk(chunkSize); err != nil {
+		if c, err = p.newChunk(chunkSize, pageSize); err != nil {
 			return nil, err
 		}
 		at, _ := slices.BinarySearchFunc(p.chunks, c, func(a, b *chunk) int { return a.slot - b.slot })
@@ -214,6 +222,7 @@ func (p *Pool) newSpan(class int) (*span, error) {
 	if tail := s.slots % 64; tail != 0 {
 		s.bits[words-1] = 1<<tail - 1
 	}
+	p.spanCount[class]++
 	p.link(s)
 	return s, nil
 }
@@ -225,6 +234,7 @@ func (p *Pool) freeSpan(s *span) {
 	c.used -= s.pages
 	c.largest = chunkPages
 	p.inUse -= s.pages * pageSize
+	p.spanCount[s.class]--
 	at, _ := slices.BinarySearchFunc(p.chunks, c, func(a, b *chunk) int { return a.slot - b.slot })
 	p.lowerHints(at)
 	s.chunk, s.base = nil, nil
