@@ -182,6 +182,7 @@ func (p *Pool) drop(c *chunk) {
 // unlock unlocks p.mu, and gives the system what was dropped meanwhile, a call that
 // may take a while, without it.
 func (p *Pool) unlock() {
+	p.judge()
 	doomed := p.doomed
 	p.doomed = nil
 	if len(doomed) == 0 {

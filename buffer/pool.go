@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnel-io/runnel/internal/invariant"
@@ -24,7 +25,7 @@ type Allocator interface {
 type PoolConfig struct {
 	Limit  int64 // bytes the pool may hold, in use and cached; 0 means a quarter of the memory this process may use
 	MaxCap int   // bytes to which a Buf grows, rounded up to a size class; 0 means 2 GiB - 1, which is also the most
-	Cache  int   // bytes each Cache keeps for itself; 0 means 4 MiB, or an eighth of Limit if that is less
+	Cache  int   // bytes each Cache keeps for itself, less under pressure; 0 means 4 MiB, or an eighth of Limit if that is less
 	Retain int64 // bytes of empty memory kept for Grace before the system gets it back; beyond, it gets it at once; 0 means 16 MiB, negative none
 
 	Grace time.Duration // how long empty memory is kept; 0 means a second
@@ -43,6 +44,7 @@ type PoolConfig struct {
 // the pool's own cache, and what waits on return stacks, given up for it. What is in
 // the lists of other caches only their owners can give: they are asked to, and do when
 // they next release or come to the pool for more; until then allocations may fail.
+// See also [Pool.Pressure].
 //
 // Ownership: a Pool is used until it is closed, and may be used for ever.
 //
@@ -55,6 +57,8 @@ type Pool struct {
 	grace         time.Duration
 	space         *space // nil when memory comes from the Go heap
 	shared        *Cache // for goroutines without a cache
+
+	pressure atomic.Bool // changed under mu
 
 	mu        sync.Mutex
 	inUse     int               // bytes in spans and huge runs
@@ -72,9 +76,11 @@ type Pool struct {
 	past      books      // of closed caches, and of what was released straight to the pool
 	runs      ClassStats // of huge runs
 	spanCount [numClasses]int
-	doomed    []*chunk    // taken out, to be given to the system by unlock
-	dooming   int         // calls of unlock that do so
-	settled   sync.Cond   // none does any more
+	doomed    []*chunk  // taken out, to be given to the system by unlock
+	dooming   int       // calls of unlock that do so
+	settled   sync.Cond // none does any more
+	watchers  []*watcher
+	telling   bool        // a goroutine calls them
 	tick      uint64      // of the grace timer
 	timer     *time.Timer // nil when nothing is empty
 	closed    bool

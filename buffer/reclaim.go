@@ -1,7 +1,13 @@
 package buffer
 
-// cacheBound returns how much a cache may keep. Under p.mu.
-func (p *Pool) cacheBound() uintptr { return uintptr(p.bound) }
+// cacheBound returns how much a cache may keep now. Under pressure all of them
+// together have a sixteenth of the limit. Under p.mu.
+func (p *Pool) cacheBound() uintptr {
+	if !p.pressure.Load() {
+		return uintptr(p.bound)
+	}
+	return uintptr(max(1, min(p.bound/8, p.limit/16/len(p.caches))))
+}
 
 // sweep gives back what others than the owners of caches can: what the shared cache
 // has, and what is on the return stacks. Under the mu of the shared cache, so that

@@ -9,7 +9,7 @@ import "slices"
 // a cache start again at 0 after 2^32.
 type PoolStats struct {
 	Limit  int64 // bytes InUse may reach
-	InUse  int64 // bytes of pages that have Bufs in them, in use or cached; what the limit is about
+	InUse  int64 // bytes of pages that have Bufs in them, in use or cached; what the limit and Pressure are about
 	Mapped int64 // bytes of memory the pool has from the system; more than the limit by a chunk at most
 	Empty  int64 // bytes of Mapped that wait for reuse or for Grace to pass
 	Cached int64 // bytes of memory of released Bufs that caches keep for the next
@@ -19,8 +19,9 @@ type PoolStats struct {
 	Releases uint64 // Bufs that were released for the last time
 	Remote   uint64 // Releases on a goroutine that does not own the cache the Buf goes back to
 
-	Chunks  int  // pieces of memory, of 4 MiB, that are cut into spans
-	OffHeap bool // memory is outside the Go heap: false under the race detector and off Linux
+	Chunks   int  // pieces of memory, of 4 MiB, that are cut into spans
+	Pressure bool // see Pool.Pressure
+	OffHeap  bool // memory is outside the Go heap: false under the race detector and off Linux
 
 	Classes []ClassStats // by rising size, up to 1 MiB
 	Huge    ClassStats   // Bufs of more than 1 MiB with pages of their own
@@ -45,13 +46,14 @@ type ClassStats struct {
 func (p *Pool) Stats() PoolStats {
 	p.mu.Lock()
 	s := PoolStats{
-		Limit:   int64(p.limit),
-		InUse:   int64(p.inUse),
-		Mapped:  int64(p.mapped),
-		Empty:   int64(p.empty),
-		Chunks:  len(p.chunks),
-		OffHeap: p.space != nil,
-		Huge:    p.runs,
+		Limit:    int64(p.limit),
+		InUse:    int64(p.inUse),
+		Mapped:   int64(p.mapped),
+		Empty:    int64(p.empty),
+		Chunks:   len(p.chunks),
+		Pressure: p.pressure.Load(),
+		OffHeap:  p.space != nil,
+		Huge:     p.runs,
 	}
 	spans := p.spanCount
 	sum, caches := p.past, slices.Clone(p.caches)
