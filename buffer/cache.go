@@ -22,7 +22,7 @@ var errNotOwner = errors.New("cache belongs to another goroutine")
 // Ownership: a Buf may outlive the Cache, but not keep it in use: [Cache.Close] gives
 // all that is cached back to the Pool, and what is released later goes there.
 //
-// Concurrency: Alloc and TryAlloc are safe from any goroutine; those
+// Concurrency: Alloc, TryAlloc and AllocAligned are safe from any goroutine; those
 // that are not the owner allocate from the Pool. Bind makes the caller the owner; Unbind, Trim and
 // Close are for the owner, or, when there is none, for whoever has the Cache to
 // itself.
