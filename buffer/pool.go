@@ -29,6 +29,8 @@ type PoolConfig struct {
 	Retain int64 // bytes of empty memory kept for Grace before the system gets it back; beyond, it gets it at once; 0 means 16 MiB, negative none
 
 	Grace time.Duration // how long empty memory is kept; 0 means a second
+
+	HugePages bool // ask the system to back memory by huge pages; PoolStats says whether it does
 }
 
 // Pool makes Bufs from memory outside the Go heap, which the garbage collector
@@ -141,7 +143,7 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 		grace:  cfg.Grace,
 	}
 	if !invariant.Race && !invariant.Asan {
-		p.space = reserve(p.limit)
+		p.space = reserve(p.limit, cfg.HugePages)
 	}
 	if p.space != nil {
 		p.limit = min(p.limit, p.space.units*unitSize)

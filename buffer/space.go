@@ -14,10 +14,14 @@ import (
 // range can be found for on a 32-bit one.
 const maxLimit = 1<<(28+14*(strconv.IntSize/64)) - chunkSize
 
+// hugeUnits are the units of a huge page, and what the base of a space is aligned to.
+const hugeUnits = 2
+
 // A space is a reserved range of addresses in units of unitSize.
 type space struct {
 	base  unsafe.Pointer
 	units int
+	huge  bool // the system was asked for huge pages, and knows them
 	taken []uint64
 	low   int // no unit before it is free
 }
@@ -37,11 +41,11 @@ func (f *freeSpaces) put(s *space) {
 	f.all = append(f.all, s)
 }
 
-func (f *freeSpaces) get(units int) *space {
+func (f *freeSpaces) get(units int, huge bool) *space {
 	f.Lock()
 	defer f.Unlock()
 	for i, s := range f.all {
-		if s.units >= units {
+		if s.units >= units && s.huge == huge {
 			f.all = slices.Delete(f.all, i, i+1)
 			return s
 		}
@@ -52,9 +56,9 @@ func (f *freeSpaces) get(units int) *space {
 // reserve finds addresses for a pool: four times its limit, so that large runs find
 // room among others, or less where there is less. It returns nil if there is no
 // room for the limit, or no such thing on this system.
-func reserve(limit int) *space {
+func reserve(limit int, huge bool) *space {
 	least := limit/unitSize + 2*chunkSize/unitSize
-	if s := spaces.get(least); s != nil {
+	if s := spaces.get(least, huge); s != nil {
 		return s
 	}
 	most := least * 4
@@ -62,8 +66,10 @@ func reserve(limit int) *space {
 		most = least + least/2
 	}
 	for units := most; units >= least; units = max(units/2, least) {
-		if base, err := sys.Reserve(uintptr(units) * unitSize); err == nil {
-			return &space{base: base, units: units, taken: make([]uint64, (units+63)/64)}
+		if base, err := sys.Reserve(uintptr(units+hugeUnits) * unitSize); err == nil {
+			base = alignUp(base, hugeUnits*unitSize)
+			huge = huge && sys.HugePages(base, uintptr(units)*unitSize) == nil
+			return &space{base: base, units: units, huge: huge, taken: make([]uint64, (units+63)/64)}
 		}
 		if units == least {
 			break
@@ -80,6 +86,10 @@ func alignUp(p unsafe.Pointer, align int) unsafe.Pointer {
 
 // find takes a run of free units and returns the first, or -1.
 func (s *space) find(units int) int {
+	align := 1
+	if s.huge && units >= hugeUnits {
+		align = hugeUnits
+	}
 	run := 0
 	for i := s.low; i < s.units; i++ {
 		if i%64 == 0 && s.taken[i/64] == math.MaxUint64 {
@@ -89,6 +99,9 @@ func (s *space) find(units int) int {
 		}
 		if s.taken[i/64]&(1<<(i%64)) != 0 {
 			run = 0
+			continue
+		}
+		if run == 0 && i%align != 0 {
 			continue
 		}
 		if run++; run == units {

@@ -19,12 +19,13 @@ type PoolStats struct {
 	Releases uint64 // Bufs that were released for the last time
 	Remote   uint64 // Releases on a goroutine that does not own the cache the Buf goes back to
 
-	Chunks   int  // pieces of memory, of 4 MiB, that are cut into spans
-	Pressure bool // see Pool.Pressure
-	OffHeap  bool // memory is outside the Go heap: false under the race detector and off Linux
+	Chunks    int  // pieces of memory, of 4 MiB, that are cut into spans
+	Pressure  bool // see Pool.Pressure
+	OffHeap   bool // memory is outside the Go heap: false under the race detector and off Linux
+	HugePages bool // the system backs memory by huge pages where it can: false when it was not asked or knows none
 
 	Classes []ClassStats // by rising size, up to 1 MiB
-	Huge    ClassStats   // Bufs of more than 1 MiB with pages of their own
+	Huge    ClassStats   // Bufs of more than 1 MiB, or of a large alignment, with pages of their own
 }
 
 // ClassStats is a snapshot of one size class of a Pool.
@@ -55,6 +56,7 @@ func (p *Pool) Stats() PoolStats {
 		OffHeap:  p.space != nil,
 		Huge:     p.runs,
 	}
+	s.HugePages = s.OffHeap && p.space.huge
 	spans := p.spanCount
 	sum, caches := p.past, slices.Clone(p.caches)
 	p.mu.Unlock()

@@ -1,6 +1,9 @@
 package sys
 
 import (
+	"bytes"
+	"errors"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +12,8 @@ import (
 // Reserve takes n bytes of address space in which nothing can be read or written
 // until it is committed. They cost no memory, and are never given back.
 //
-// What is committed in them is not backed by huge pages.
+// What is committed in them is not backed by huge pages, unless [HugePages] asks
+// for it.
 func Reserve(n uintptr) (unsafe.Pointer, error) {
 	p, err := unix.MmapPtr(-1, 0, nil, n, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
@@ -23,6 +27,17 @@ func Reserve(n uintptr) (unsafe.Pointer, error) {
 // zero unless they have been committed before and not decommitted since.
 func Commit(p unsafe.Pointer, n uintptr) error {
 	return failed("mprotect", unix.Mprotect(unsafe.Slice((*byte)(p), n), unix.PROT_READ|unix.PROT_WRITE))
+}
+
+// HugePages asks the kernel to back n bytes at p, a part of a reserved range, by huge
+// pages where enough of them are committed side by side. The error is
+// errors.ErrUnsupported when the kernel has none, or is told to use none.
+func HugePages(p unsafe.Pointer, n uintptr) error {
+	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	if err != nil || bytes.Contains(mode, []byte("[never]")) {
+		return errors.ErrUnsupported
+	}
+	return failed("madvise", unix.Madvise(unsafe.Slice((*byte)(p), n), unix.MADV_HUGEPAGE))
 }
 
 // Decommit gives the memory of n bytes at p, whole pages, back to the kernel. A

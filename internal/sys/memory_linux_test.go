@@ -2,6 +2,7 @@ package sys
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -73,6 +74,21 @@ func TestReserve(t *testing.T) {
 	wantErrno(t, err, "mmap", syscall.EINVAL)
 	_, err = Reserve(^uintptr(0) &^ (page - 1))
 	wantErrno(t, err, "mmap", syscall.ENOMEM)
+}
+
+func TestHugePages(t *testing.T) {
+	p, err := Reserve(8 << 20)
+	check(t, err)
+	if err := HugePages(p, 8<<20); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no huge pages here")
+	} else {
+		check(t, err)
+	}
+	check(t, Commit(p, 8<<20))
+	b := unsafe.Slice((*byte)(p), 8<<20)
+	b[0], b[len(b)-1] = 1, 1
+	check(t, Decommit(p, 8<<20))
+	wantErrno(t, HugePages(unsafe.Add(p, 1), 1<<20), "madvise", syscall.EINVAL)
 }
 
 // Address space is not memory: more of it than the machine has is no matter.

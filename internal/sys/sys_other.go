@@ -70,6 +70,7 @@ func EventfdWrite(fd int) error                               { return errUnsupp
 func EventfdRead(fd int) error                                { return errUnsupported }
 func Reserve(n uintptr) (unsafe.Pointer, error)               { return nil, errUnsupported }
 func Commit(p unsafe.Pointer, n uintptr) error                { return errUnsupported }
+func HugePages(p unsafe.Pointer, n uintptr) error             { return errUnsupported }
 func Decommit(p unsafe.Pointer, n uintptr) error              { return errUnsupported }
 func MapFile(fd int, off int64, n int) ([]byte, error)        { return nil, errUnsupported }
 func Unmap(b []byte) error                                    { return errUnsupported }
