@@ -3,9 +3,7 @@ package buffer_test
 import (
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"math"
-	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -379,120 +377,6 @@ func TestSmallBuffersAreCheap(t *testing.T) {
 	}
 	for _, b := range held {
 		b.Release()
-	}
-}
-
-// Goroutines allocate, hand over, slice and release at random. What a buffer holds
-// is its owner's number, a sequence and a checksum, and never anything else.
-func TestPoolStress(t *testing.T) {
-	const workers = 6
-	ops := 20000
-	if testing.Short() {
-		ops = 2000
-	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	p, err := buffer.NewPool(buffer.PoolConfig{Limit: 256 << 20, Cache: 256 << 10, Retain: 4 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	inbox := make([]chan *buffer.Buf, workers)
-	for i := range inbox {
-		inbox[i] = make(chan *buffer.Buf, 64)
-	}
-	check := func(b *buffer.Buf) {
-		d := b.Duplicate()
-		defer d.Release()
-		sum := d.ReadUint32()
-		if got := crc32.ChecksumIEEE(d.Window()); got != sum {
-			t.Errorf("got checksum %x of %d bytes, want %x", got, d.Len(), sum)
-		}
-	}
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(seed, uint64(w)))
-			var a buffer.Allocator = p
-			if w%3 != 0 {
-				c := p.NewCache()
-				c.Bind()
-				defer c.Close()
-				a = c
-			}
-			var held []*buffer.Buf
-			for i := range ops {
-				switch rnd.IntN(8) {
-				case 0, 1, 2:
-					n := 16 << rnd.IntN(8)
-					if rnd.IntN(500) == 0 {
-						n = rnd.IntN(3 << 20)
-					}
-					b := a.Alloc(rnd.IntN(n + 1))
-					b.WriteUint32(0)
-					b.WriteUint64(uint64(w)<<32 | uint64(i))
-					for range rnd.IntN(max(1, min(n, 2048)/8)) {
-						b.WriteUint64(rnd.Uint64())
-					}
-					b.SetUint32At(0, crc32.ChecksumIEEE(b.Window()[4:]))
-					held = append(held, b)
-				case 3, 4:
-					if len(held) == 0 {
-						continue
-					}
-					b := held[len(held)-1]
-					held = held[:len(held)-1]
-					if rnd.IntN(2) == 0 {
-						whole := b
-						b = b.ReadSlice(b.Len())
-						whole.Release()
-					}
-					select {
-					case inbox[rnd.IntN(workers)] <- b:
-					default:
-						b.Release()
-					}
-				case 5:
-					select {
-					case b := <-inbox[w]:
-						check(b)
-						held = append(held, b)
-					default:
-					}
-				case 6:
-					if len(held) > 0 {
-						i := rnd.IntN(len(held))
-						check(held[i])
-						held[i].Release()
-						held[i] = held[len(held)-1]
-						held = held[:len(held)-1]
-					}
-				case 7:
-					if c, ok := a.(*buffer.Cache); ok && rnd.IntN(200) == 0 {
-						c.Trim()
-					}
-				}
-			}
-			for _, b := range held {
-				b.Release()
-			}
-		})
-	}
-	wg.Wait()
-	for _, c := range inbox {
-		close(c)
-		for b := range c {
-			check(b)
-			b.Release()
-		}
-	}
-	if s := p.Stats(); s.Live != 0 {
-		t.Errorf("got %d live buffers, want 0", s.Live)
-	}
-	if err := p.Close(); err != nil {
-		t.Error(err)
-	}
-	if s := p.Stats(); s.InUse != 0 || s.Mapped != 0 {
-		t.Errorf("after Close: got %+v, want nothing", s)
 	}
 }
 
