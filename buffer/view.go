@@ -76,7 +76,7 @@ func (b *Buf) Copy() *Buf {
 func (b *Buf) Join(o *Buf) bool {
 	if b.slot != o.slot || (b.flags|o.flags)&flagParts != 0 || (b.flags^o.flags)&flagReadOnly != 0 ||
 		b.q != b.l || b == o ||
-		unsafe.Add(b.p, b.q) != unsafe.Add(o.p, o.r) || atomic.LoadInt32(&b.ref) != 1 {
+		uintptr(b.p)+uintptr(b.q) != uintptr(o.p)+uintptr(o.r) || atomic.LoadInt32(&b.ref) != 1 {
 		return false
 	}
 	b.q += o.q - o.r
