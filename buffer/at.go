@@ -303,10 +303,10 @@ func (b *Buf) SetStringAt(i int, s string) {
 	b.SetBytesAt(i, unsafe.Slice(unsafe.StringData(s), len(s))) // which only reads it
 }
 
-// readable panics unless the n bytes from index i have been written.
+// readable panics unless the n bytes from index i have been written and are there.
 func (b *Buf) readable(i, n int) {
 	b.alive("read")
-	if i < 0 || n < 0 || i > b.WriterIndex()-n {
+	if i < 0 || n < 0 || i > b.WriterIndex()-n || n > 0 && i < b.leastIndex() {
 		b.outOfRange("read at index", i, n)
 	}
 }

@@ -99,7 +99,7 @@ func (b *Buf) insert(op string, i int, o *Buf) {
 	if o.Len() == 0 {
 		return
 	}
-	if most := math.MaxInt - ps.end(); o.Len() > most {
+	if most := math.MaxInt - max(end, ps.end()); o.Len() > most {
 		panic(&Error{op, o.Len(), most, ErrTooLarge})
 	}
 	done = true
