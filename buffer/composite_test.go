@@ -289,6 +289,25 @@ func TestPeekChangesNothingElse(t *testing.T) {
 	b.Release()
 }
 
+// A range that begins in what has been discarded is refused before there is room for it.
+func TestRangeOfDiscardedParts(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abc", "def")
+	b.Skip(4)
+	b.DiscardReadParts()
+	o := p.Alloc(16)
+	o.WriteString("all but two..")
+	had := o.Cap()
+	wantPanic(t, "WriteRange", buffer.ErrShort, func() { o.WriteRange(b, 2, 3) })
+	wantPanic(t, "StringAt", buffer.ErrShort, func() { b.StringAt(2, 3) })
+	wantPanic(t, "WriteRange", buffer.ErrShort, func() { o.WriteRange(b, 0, 6) })
+	if o.Cap() != had || b.StringAt(2, 0) != "" {
+		t.Errorf("got capacity %d, want %d", o.Cap(), had)
+	}
+	o.Release()
+	b.Release()
+}
+
 // Nothing to add changes nothing.
 func TestAppendEmpty(t *testing.T) {
 	p := newPool(t, buffer.PoolConfig{})
@@ -406,6 +425,28 @@ func TestReadOnly(t *testing.T) {
 		s.Release()
 		r.Release()
 		b.Release()
+	}
+}
+
+// Two that end where their memory does are not joined, nor is a pointer formed to what
+// lies behind it.
+func TestJoinAtTheEndOfMemory(t *testing.T) {
+	m := buffer.FromString("0123456789abcdef")
+	if m.Cap() != 16 {
+		t.Fatalf("got capacity %d, want 16", m.Cap())
+	}
+	a, b, none := m.Slice(8, 8), m.Slice(0, 16), m.Slice(16, 0)
+	if a.Join(b) || b.Join(a) {
+		t.Error("joined")
+	}
+	if a.Join(none) {
+		none = m.Slice(16, 0)
+	}
+	if got := content(t, a); got != "89abcdef" {
+		t.Errorf("got %q", got)
+	}
+	for _, x := range []*buffer.Buf{m, a, b, none} {
+		x.Release()
 	}
 }
 

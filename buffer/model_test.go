@@ -2,59 +2,252 @@ package buffer_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
+	"flag"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
 )
 
-// block is the model of memory that several Bufs may share.
-type block struct {
-	bytes    []byte
-	handles  int
+var (
+	modelSeed = flag.Uint64("model.seed", 0, "seed of TestModel; 0 means by the clock")
+	modelOps  = flag.Int("model.ops", 0, "operations of TestModel; 0 means as many as take a second or two")
+)
+
+// Whatever is done to Bufs, they hold what plain slices would.
+func TestModel(t *testing.T) {
+	seed, ops := *modelSeed, *modelOps
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	if ops == 0 {
+		if ops = 40_000; testing.Short() {
+			ops = 4000
+		}
+	}
+	f, data := modelFile(t)
+	var sum model
+	for ; sum.ops < ops; seed++ {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		in := make([]byte, 8192)
+		for i := range in {
+			in[i] = byte(rnd.Uint32())
+		}
+		m := &model{file: f, data: data}
+		if err := m.run(in); err != nil {
+			t.Fatalf("%v\nrepeat with -model.seed=%d -model.ops=1", err, seed)
+		}
+		sum.ops += m.ops
+		sum.failed += m.failed
+		sum.parts = max(sum.parts, m.parts)
+	}
+	t.Logf("%d operations, %d of them refused, Bufs of up to %d parts", sum.ops, sum.failed, sum.parts)
+}
+
+// The input is the list of operations.
+func FuzzModel(f *testing.F) {
+	f.Add([]byte("\x00\x00\x20\x10\x00\x05\x08abcdefgh\x10\x00\x16\x04\x10\x00\x1f\x01"))
+	for seed := range uint64(8) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		in := make([]byte, 300)
+		for i := range in {
+			in[i] = byte(rnd.Uint32())
+		}
+		f.Add(in)
+	}
+	file, data := modelFile(f)
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if err := (&model{file: file, data: data}).run(in); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// memory is the model of a piece of memory, which any number of Bufs and parts may
+// show.
+type memory struct {
+	bytes   []byte
+	handles int // that show it
+	mapped  bool
+	wrap    *wrapping // whose it is; nil if it is not the caller's
+	mine    []byte    // and where
+}
+
+// wrapping is memory that was given to Wrap.
+type wrapping struct {
+	left     int // pieces that are still shown
+	released int // calls of the hook
+}
+
+// seg is the model of a contiguous Buf, or of a part of a composite.
+type seg struct {
+	mem      *memory
+	off, n   int
 	readOnly bool
 }
 
-// modelBuf is a Buf and what it should hold: the bytes off to off+w of a block.
+func (s seg) bytes() []byte { return s.mem.bytes[s.off : s.off+s.n] }
+
+// modelBuf is a Buf and what it should be.
 type modelBuf struct {
-	b    *buffer.Buf
-	mem  *block
-	off  int
-	r, w int
-	refs int32
+	b     *buffer.Buf
+	parts bool  // it is a composite
+	segs  []seg // of a contiguous one there is one
+	gone  int   // bytes of discarded parts
+	r, w  int
+	refs  int32
 }
 
-func (m *modelBuf) content() []byte { return m.mem.bytes[m.off : m.off+m.w] }
-func (m *modelBuf) exclusive() bool {
-	return m.refs == 1 && m.mem.handles == 1 && !m.mem.readOnly
+func (x *modelBuf) len() int { return x.w - x.r }
+
+// room is what x has left, which is up to the Buf: of the size of memory there is no
+// model.
+func (x *modelBuf) room() int { return x.b.Cap() - x.w }
+
+// content is what there is from index i on, for n bytes.
+func (x *modelBuf) content(i, n int) []byte {
+	p := make([]byte, 0, n)
+	at := x.gone
+	for _, s := range x.segs {
+		if from, to := max(i, at), min(i+n, at+s.n); from < to {
+			p = append(p, s.bytes()[from-at:to-at]...)
+		}
+		at += s.n
+	}
+	return p
 }
 
-// move gives m memory of its own with the content from index i on.
-func (m *modelBuf) move(i int) {
-	m.mem.handles--
-	m.mem = &block{bytes: bytes.Clone(m.content()[i:]), handles: 1}
-	m.off = 0
-	m.r, m.w = m.r-i, m.w-i
+// exclusive is what Exclusive should return.
+func (x *modelBuf) exclusive() bool {
+	for _, s := range x.segs {
+		if s.mem.handles != 1 || s.readOnly {
+			return false
+		}
+	}
+	return x.refs == 1
 }
+
+func (x *modelBuf) shares(o *modelBuf) bool {
+	for _, s := range x.segs {
+		for _, p := range o.segs {
+			if s.mem == p.mem {
+				return true
+			}
+		}
+	}
+	return x == o
+}
+
+// reusable reports whether all of a contiguous Buf's memory may become room.
+func (x *modelBuf) reusable() bool { return x.exclusive() && x.segs[0].mem.wrap == nil }
 
 // model runs operations, read from a stream of bytes, on Bufs and on plain slices.
 type model struct {
-	t     *testing.T
 	in    []byte
 	cache *buffer.Cache
 	pool  *buffer.Pool
-	file  *os.File // nil where files cannot be mapped
-	data  []byte   // of the file
+	tight *buffer.Pool // with a limit that is reached
+	file  *os.File     // nil where files cannot be mapped
+	data  []byte       // of the file
 	bufs  []*modelBuf
-	ops   int
+	wraps []*wrapping
+	live  int64 // when it began
+
+	ops    int
+	doing  string // the operation
+	failed int    // operations that were refused
+	parts  int    // the most a Buf consisted of
 }
 
-const modelMaxCap = 1 << 16
+const (
+	modelMaxCap = 1 << 16
+	tightMaxCap = 1 << 15
+	tightLimit  = 1 << 18
+	modelLen    = 1 << 17 // no Buf is made longer
+	modelParts  = 4000    // nor of more parts, or a few more
+)
+
+// modelError is what fail panics with.
+type modelError struct{ error }
+
+// fail ends the run.
+func (m *model) fail(format string, args ...any) {
+	panic(modelError{fmt.Errorf("operation %d, %s: %s", m.ops, m.doing, fmt.Sprintf(format, args...))})
+}
+
+// differ fails because of bytes that are not what they should be.
+func (m *model) differ(what string, got, want []byte) {
+	i := 0
+	for i < min(len(got), len(want)) && got[i] == want[i] {
+		i++
+	}
+	m.fail("%s: got %d bytes, from byte %d on %.32x, want %d and %.32x", what, len(got), i, got[i:], len(want), want[i:])
+}
+
+// run executes the stream, then checks and releases all that is left.
+func (m *model) run(in []byte) (err error) {
+	defer func() {
+		switch v := recover().(type) {
+		case nil:
+		case modelError:
+			err = v
+		default:
+			err = fmt.Errorf("operation %d, %s: panic: %v\n%s", m.ops, m.doing, v, debug.Stack())
+		}
+	}()
+	m.live = buffer.Live()
+	m.pool = must(buffer.NewPool(buffer.PoolConfig{MaxCap: modelMaxCap, Cache: 1 << 16}))
+	m.tight = must(buffer.NewPool(buffer.PoolConfig{MaxCap: tightMaxCap, Limit: tightLimit, Cache: 1 << 12}))
+	m.cache = m.pool.NewCache()
+	m.cache.Bind()
+	for m.in = in; len(m.in) > 0; {
+		m.step()
+		if m.ops%64 == 0 {
+			m.checkAll()
+		}
+	}
+	m.checkAll()
+	m.doing = "the end"
+	for len(m.bufs) > 0 {
+		m.check(m.bufs[0])
+		m.release(m.bufs[0])
+	}
+	m.checkAll()
+	m.cache.Close()
+	return errors.Join(m.pool.Close(), m.tight.Close())
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func (m *model) step() {
+	m.ops++
+	if len(m.bufs) == 0 || m.byte() < 12 && len(m.bufs) < 40 {
+		m.create()
+		return
+	}
+	x := m.pick()
+	op := modelSteps[m.byte()%len(modelSteps)]
+	m.doing = fmt.Sprintf("%s of %v", op.name, x.b)
+	op.do(m, x)
+	if slices.Contains(m.bufs, x) {
+		m.check(x)
+	}
+	if len(m.bufs) > 50 {
+		m.release(m.pick())
+	}
+}
 
 func (m *model) byte() int {
 	if len(m.in) == 0 {
@@ -64,6 +257,8 @@ func (m *model) byte() int {
 	m.in = m.in[1:]
 	return int(c)
 }
+
+func (m *model) pick() *modelBuf { return m.bufs[m.byte()%len(m.bufs)] }
 
 // size returns a length that is mostly small.
 func (m *model) size() int {
@@ -77,6 +272,30 @@ func (m *model) size() int {
 	}
 }
 
+// index returns an index that mostly lies in x, and often where a part begins or ends.
+func (m *model) index(x *modelBuf) int {
+	switch how := m.byte() % 16; {
+	case how == 0:
+		return m.size() - 8
+	case how < 6 && len(x.segs) > 0:
+		i := x.gone
+		for _, s := range x.segs[:m.byte()%len(x.segs)] {
+			i += s.n
+		}
+		return i
+	}
+	n := m.byte()<<8 | m.byte()
+	return n % (x.w + 1)
+}
+
+// length returns a number of bytes to be read from x.
+func (m *model) length(x *modelBuf) int {
+	if m.byte()%8 == 0 {
+		return x.len()
+	}
+	return m.size()
+}
+
 func (m *model) filler(n int) []byte {
 	p := make([]byte, n)
 	c := byte(m.byte())
@@ -87,63 +306,226 @@ func (m *model) filler(n int) []byte {
 	return p
 }
 
-func (m *model) add(b *buffer.Buf, content []byte) {
-	m.bufs = append(m.bufs, &modelBuf{b: b, mem: &block{bytes: content, handles: 1}, w: len(content), refs: 1})
+// add takes a new Buf up.
+func (m *model) add(b *buffer.Buf, parts bool, segs ...seg) *modelBuf {
+	x := &modelBuf{b: b, parts: parts, segs: segs, refs: 1}
+	for _, s := range segs {
+		x.w += s.n
+	}
+	m.bufs = append(m.bufs, x)
+	return x
 }
 
-// fits does what the Buf does to make room for n bytes, and reports whether it can.
-func (m *model) fits(x *modelBuf, n int, write func()) bool {
-	if n > x.b.Cap()-x.w {
-		if x.w+n > x.b.MaxCap() {
-			if err := panicOf(write); !errors.Is(err, buffer.ErrTooLarge) {
-				m.t.Fatalf("op %d: write of %d at %d: got %v, want ErrTooLarge", m.ops, n, x.w, err)
-			}
-			return false
+func (m *model) fresh(content []byte) seg {
+	return seg{mem: &memory{bytes: content, handles: 1}, n: len(content)}
+}
+
+// view returns a further handle on n bytes of s.
+func (s seg) view(from, n int) seg {
+	s.mem.handles++
+	return seg{s.mem, s.off + from, n, s.readOnly}
+}
+
+// views returns views of n bytes of x from index i, as one part where they lie side
+// by side.
+func (m *model) views(x *modelBuf, i, n int) (v []seg) {
+	at := x.gone
+	for _, s := range x.segs {
+		if from, to := max(i, at), min(i+n, at+s.n); from < to {
+			v = m.join(v, s.view(from-at, to-from))
 		}
-		x.move(0)
+		at += s.n
 	}
-	write()
-	return true
-}
-
-func (m *model) write(x *modelBuf, p []byte, write func()) {
-	if m.fits(x, len(p), write) && len(p) > 0 {
-		if at := x.off + x.w; at != len(x.mem.bytes) {
-			m.t.Fatalf("op %d: appended at %d of shared memory of %d bytes", m.ops, at, len(x.mem.bytes))
-		}
-		x.mem.bytes = append(x.mem.bytes[:x.off+x.w], p...)
-		x.w += len(p)
-	}
-}
-
-// read checks a read of n bytes, which is to panic when there are fewer.
-func (m *model) read(x *modelBuf, n int, read func() []byte) {
-	var got []byte
-	err := panicOf(func() { got = read() })
-	if n > x.w-x.r {
-		if !errors.Is(err, buffer.ErrShort) {
-			m.t.Fatalf("op %d: read of %d with %d left: got %v, want ErrShort", m.ops, n, x.w-x.r, err)
-		}
-		return
-	}
-	if err != nil {
-		m.t.Fatalf("op %d: read of %d: %v", m.ops, n, err)
-	}
-	if want := x.content()[x.r : x.r+n]; !bytes.Equal(got, want) {
-		m.t.Fatalf("op %d: read: got %x, want %x", m.ops, got, want)
-	}
-	x.r += n
-}
-
-func (m *model) view(x *modelBuf, b *buffer.Buf, i, n int) *modelBuf {
-	x.mem.handles++
-	v := &modelBuf{b: b, mem: x.mem, off: x.off + i, w: n, refs: 1}
-	m.bufs = append(m.bufs, v)
 	return v
 }
 
-func (m *model) release(i int) {
-	x := m.bufs[i]
+// join appends a seg, or makes it one with the last.
+func (m *model) join(v []seg, s seg) []seg {
+	if n := len(v) - 1; n >= 0 && v[n].mem == s.mem && v[n].off+v[n].n == s.off && v[n].readOnly == s.readOnly {
+		v[n].n += s.n
+		m.drop(s)
+		return v
+	}
+	return append(v, s)
+}
+
+// drop takes handles away.
+func (m *model) drop(segs ...seg) {
+	for _, s := range segs {
+		if s.mem.handles--; s.mem.handles == 0 && s.mem.wrap != nil {
+			s.mem.wrap.left--
+		}
+	}
+}
+
+// dropEmptyTail takes room away that nothing was written to.
+func (m *model) dropEmptyTail(x *modelBuf) {
+	if n := len(x.segs) - 1; x.parts && n >= 0 && x.segs[n].n == 0 {
+		m.drop(x.segs[n])
+		x.segs = x.segs[:n]
+	}
+}
+
+// cut makes index i a border, and returns which seg begins there. At the end that is
+// room, if there is any.
+func (m *model) cut(x *modelBuf, i, room int) int {
+	at := x.gone
+	for k := range x.segs {
+		s := &x.segs[k]
+		switch {
+		case i == at:
+			return k
+		case i < at+s.n, i == at+s.n && k == len(x.segs)-1 && room > 0:
+			back := s.view(i-at, at+s.n-i)
+			s.n = i - at
+			x.segs = slices.Insert(x.segs, k+1, back)
+			return k + 1
+		}
+		at += s.n
+	}
+	return len(x.segs)
+}
+
+// compose makes x a composite.
+func (m *model) compose(x *modelBuf, room int) {
+	if !x.parts && x.w == 0 && room == 0 {
+		m.drop(x.segs...)
+		x.segs = nil
+	}
+	x.parts = true
+}
+
+// refused counts an operation that fails with the error it should.
+func (m *model) refused(err, want error) {
+	m.failed++
+	if !errors.Is(err, want) {
+		m.fail("got panic %v, want %v", err, want)
+	}
+}
+
+// allocates runs what needs n bytes of new memory of x's kind and reports whether it
+// got them. Where it did not, nothing must have changed.
+func (m *model) allocates(x *modelBuf, n int, f func()) bool {
+	err := panicOf(f)
+	switch {
+	case n > x.b.MaxCap():
+		m.refused(err, buffer.ErrTooLarge)
+		return false
+	case err != nil && x.b.MaxCap() == tightMaxCap:
+		m.refused(err, buffer.ErrOutOfMemory)
+		return false
+	case err != nil:
+		m.fail("got panic %v", err)
+	}
+	return true
+}
+
+// grow makes room for n bytes, by what write does.
+func (m *model) grow(x *modelBuf, n int, write func()) bool {
+	if n <= x.room() {
+		write()
+		return true
+	}
+	if !m.allocates(x, x.w+n, write) {
+		return false
+	}
+	if x.parts {
+		m.dropEmptyTail(x)
+		x.segs = append(x.segs, m.fresh(nil))
+	} else {
+		p := bytes.Clone(x.segs[0].bytes())
+		m.drop(x.segs...)
+		x.segs = []seg{m.fresh(p)}
+	}
+	return true
+}
+
+// write appends p.
+func (m *model) write(x *modelBuf, p []byte, write func()) bool {
+	if !m.grow(x, len(p), write) {
+		return false
+	}
+	if len(p) > 0 {
+		s := &x.segs[len(x.segs)-1]
+		if at := s.off + s.n; at != len(s.mem.bytes) || s.mem.wrap != nil {
+			m.fail("appended at %d to memory of %d bytes, which is shared or somebody else's", at, len(s.mem.bytes))
+		}
+		s.mem.bytes = append(s.mem.bytes, p...)
+		s.n += len(p)
+		x.w += len(p)
+	}
+	return true
+}
+
+// read checks a read of n bytes, which is to fail when there are fewer.
+func (m *model) read(x *modelBuf, n int, read func() []byte) bool {
+	var got []byte
+	err := panicOf(func() { got = read() })
+	if n < 0 || n > x.len() {
+		m.refused(err, buffer.ErrShort)
+		return false
+	}
+	if err != nil {
+		m.fail("read of %d: got panic %v", n, err)
+	}
+	if want := x.content(x.r, n); !bytes.Equal(got, want) {
+		m.differ("read", got, want)
+	}
+	x.r += n
+	return true
+}
+
+// peek checks Peek or Next, which makes n bytes lie together when they do not.
+func (m *model) peek(x *modelBuf, n int, peek func() []byte) bool {
+	room := x.room()
+	// The parts the bytes begin and end in, and where those begin.
+	from, to, start, end := -1, -1, 0, 0
+	at := x.gone
+	for k, s := range x.segs {
+		if from < 0 && x.r < at+s.n {
+			from, start = k, at
+		}
+		if from >= 0 && to < 0 && x.r+n <= at+s.n {
+			to, end = k, at
+		}
+		at += s.n
+	}
+	if n <= 0 || n > x.len() || from == to {
+		return m.read(x, n, peek)
+	}
+	var got []byte
+	if !m.allocates(x, n, func() { got = peek() }) {
+		return false
+	}
+	together := m.fresh(x.content(x.r, n))
+	for _, s := range x.segs[from : to+1] {
+		together.readOnly = together.readOnly || s.readOnly
+	}
+	var segs []seg
+	first, last := x.segs[from], x.segs[to]
+	if first.n = x.r - start; first.n > 0 {
+		segs = append(segs, first)
+	} else {
+		m.drop(first)
+	}
+	segs = append(segs, together)
+	m.drop(x.segs[from+1 : to]...)
+	gone := x.r + n - end
+	last.off, last.n = last.off+gone, last.n-gone
+	if last.n > 0 || to == len(x.segs)-1 && room > 0 {
+		segs = append(segs, last)
+	} else {
+		m.drop(last)
+	}
+	x.segs = slices.Replace(x.segs, from, to+1, segs...)
+	if x.room() != room {
+		m.fail("got room for %d, want %d as before", x.room(), room)
+	}
+	return m.read(x, n, func() []byte { return got })
+}
+
+// release gives one reference back, at times on another goroutine.
+func (m *model) release(x *modelBuf) {
 	var last bool
 	if m.byte()%4 == 0 {
 		done := make(chan struct{})
@@ -152,302 +534,125 @@ func (m *model) release(i int) {
 	} else {
 		last = x.b.Release()
 	}
-	x.refs--
-	if want := x.refs == 0; last != want {
-		m.t.Fatalf("op %d: Release: got %v, want %v", m.ops, last, want)
+	if want := x.refs == 1; last != want {
+		m.fail("Release: got %v, want %v", last, want)
 	}
-	if last {
-		x.mem.handles--
-		m.bufs[i] = m.bufs[len(m.bufs)-1]
-		m.bufs = m.bufs[:len(m.bufs)-1]
+	m.released(x)
+}
+
+// released takes note of a reference given back.
+func (m *model) released(x *modelBuf) {
+	if x.refs--; x.refs == 0 {
+		m.drop(x.segs...)
+		m.remove(x)
 	}
 }
 
+func (m *model) remove(x *modelBuf) {
+	i := slices.Index(m.bufs, x)
+	m.bufs[i] = m.bufs[len(m.bufs)-1]
+	m.bufs = m.bufs[:len(m.bufs)-1]
+}
+
+// checkAll checks all Bufs, and what is known of all of them together.
+func (m *model) checkAll() {
+	want := m.live
+	for _, x := range m.bufs {
+		m.check(x)
+		want++
+		if x.parts {
+			want += int64(len(x.segs))
+		}
+	}
+	if got := buffer.Live(); got != want {
+		m.fail("got %d live handles, want %d", got, want)
+	}
+	m.wraps = slices.DeleteFunc(m.wraps, func(w *wrapping) bool {
+		if (w.left == 0) != (w.released == 1) || w.released > 1 {
+			m.fail("wrapped memory was released %d times with %d pieces in use", w.released, w.left)
+		}
+		return w.left == 0
+	})
+}
+
+// check compares x with its model and changes nothing about it.
 func (m *model) check(x *modelBuf) {
-	b, t := x.b, m.t
-	if b.ReaderIndex() != x.r || b.WriterIndex() != x.w || b.Len() != x.w-x.r || b.Refs() != x.refs {
-		t.Fatalf("op %d: got r %d, w %d, len %d, refs %d, want r %d, w %d, refs %d",
-			m.ops, b.ReaderIndex(), b.WriterIndex(), b.Len(), b.Refs(), x.r, x.w, x.refs)
+	b := x.b
+	if b.ReaderIndex() != x.r || b.WriterIndex() != x.w || b.Len() != x.len() || b.Refs() != x.refs || b.Cap() < x.w {
+		m.fail("got %v, want reader %d, writer %d, refs %d", b, x.r, x.w, x.refs)
 	}
-	if b.Cap() < x.w || b.Pinned() < x.w {
-		t.Fatalf("op %d: got cap %d, pinned %d with %d bytes", m.ops, b.Cap(), b.Pinned(), x.w)
+	if err := buffer.CheckParts(b); err != nil {
+		m.fail("%v", err)
 	}
-	if got, want := b.Window(), x.content()[x.r:]; !bytes.Equal(got, want) {
-		t.Fatalf("op %d: got %x, want %x", m.ops, got, want)
+	if got, want := b.Parts(), len(x.segs); got != want {
+		m.fail("got %d parts, want %d", got, want)
 	}
-	if got := b.Exclusive(); got != x.exclusive() {
-		t.Fatalf("op %d: Exclusive: got %v, want %v", m.ops, got, x.exclusive())
+	m.parts = max(m.parts, len(x.segs))
+	m.checkContent(x)
+	m.checkMemory(x)
+}
+
+// checkContent reads all of x, in three ways.
+func (m *model) checkContent(x *modelBuf) {
+	want := x.content(x.gone, x.w-x.gone)
+	all := make([]byte, len(want))
+	if buffer.CopyAt(x.b, all, x.gone); !bytes.Equal(all, want) {
+		m.differ("copied", all, want)
+	}
+	want = want[x.r-x.gone:]
+	rest, parts := want, 0
+	for p := range x.b.Segments {
+		if len(p) == 0 || !bytes.HasPrefix(rest, p) {
+			m.differ("part by part", p, rest)
+		}
+		rest = rest[len(p):]
+		parts++
+	}
+	if len(rest) > 0 {
+		m.fail("%d bytes are in no part", len(rest))
+	}
+	most := 1 + m.ops%1024
+	rest = want
+	v := x.b.AppendIovecs(nil, most)
+	for _, e := range v {
+		p := buffer.IovecBytes(e)
+		if len(p) == 0 || !bytes.HasPrefix(rest, p) {
+			m.differ("as iovecs", p, rest)
+		}
+		rest = rest[len(p):]
+	}
+	if len(v) != min(most, parts) {
+		m.fail("got %d iovecs of %d parts, at most %d", len(v), parts, most)
+	}
+}
+
+// checkMemory checks what x knows of its memory, and the memory of wrapped parts.
+func (m *model) checkMemory(x *modelBuf) {
+	least := (1 + len(x.segs)) * buffer.HandleSize / 2
+	mapped := false
+	for k, s := range x.segs {
+		if k == 0 || x.segs[k-1].mem != s.mem {
+			least += s.n
+		}
+		mapped = mapped || s.mem.mapped
+		if s.mem.wrap != nil && !bytes.Equal(s.mem.mine, s.mem.bytes) {
+			m.differ("wrapped", s.mem.mine, s.mem.bytes)
+		}
+	}
+	if got := x.b.Pinned(); got < least {
+		m.fail("got %d bytes pinned, want at least %d", got, least)
+	}
+	if got := x.b.Mapped(); got != mapped {
+		m.fail("Mapped: got %v, want %v", got, mapped)
+	}
+	if got, want := x.b.Exclusive(), x.exclusive(); got != want {
+		m.fail("Exclusive: got %v, want %v", got, want)
 	}
 	o := m.bufs[m.ops%len(m.bufs)]
-	if got, want := b.SharesMemory(o.b), x.mem == o.mem; got != want {
-		t.Fatalf("op %d: SharesMemory: got %v, want %v", m.ops, got, want)
-	}
-}
-
-func (m *model) create() {
-	switch m.byte() % 5 {
-	case 0:
-		m.add(m.cache.Alloc(m.size()), nil)
-	case 1:
-		m.add(m.pool.Alloc(m.size()), nil)
-	case 2:
-		m.add(buffer.Heap.Alloc(m.size()), nil)
-	case 3:
-		p := m.filler(m.size())
-		m.add(buffer.FromBytes(p), p)
-	case 4:
-		if m.file == nil {
-			return
+	if len(x.segs)*len(o.segs) < 10_000 {
+		if got, want := x.b.SharesMemory(o.b), x.shares(o); got != want {
+			m.fail("SharesMemory: got %v, want %v", got, want)
 		}
-		off := m.byte() * 37 % len(m.data)
-		n := min(m.size(), len(m.data)-off)
-		b, err := buffer.MapFile(m.file, int64(off), n)
-		if err != nil {
-			m.t.Fatalf("op %d: MapFile: %v", m.ops, err)
-		}
-		m.add(b, bytes.Clone(m.data[off:off+n]))
-		m.bufs[len(m.bufs)-1].mem.readOnly = true
-	}
-}
-
-func (m *model) step() {
-	m.ops++
-	if len(m.bufs) == 0 || m.byte() < 12 && len(m.bufs) < 40 {
-		m.create()
-		return
-	}
-	i := m.byte() % len(m.bufs)
-	x := m.bufs[i]
-	b := x.b
-	switch op := m.byte() % 40; op {
-	case 0:
-		c := byte(m.byte())
-		m.write(x, []byte{c}, func() { b.WriteUint8(c) })
-	case 1:
-		p := m.filler(2)
-		m.write(x, p, func() { b.WriteUint16(binary.BigEndian.Uint16(p)) })
-	case 2:
-		p := m.filler(4)
-		m.write(x, p, func() { b.WriteUint32(binary.BigEndian.Uint32(p)) })
-	case 3:
-		p := m.filler(8)
-		m.write(x, p, func() { b.WriteUint64(binary.BigEndian.Uint64(p)) })
-	case 4:
-		p := m.filler(4)
-		m.write(x, p, func() { b.WriteUint32LE(binary.LittleEndian.Uint32(p)) })
-	case 5, 6, 7:
-		p := m.filler(m.size())
-		m.write(x, p, func() { b.Write(p) })
-	case 8:
-		p := m.filler(m.size())
-		m.write(x, p, func() { b.WriteString(string(p)) })
-	case 9:
-		if o := m.bufs[m.byte()%len(m.bufs)]; o != x {
-			p := bytes.Clone(o.content()[o.r:])
-			before := x.w
-			m.write(x, p, func() { b.WriteBuf(o.b) })
-			if x.w != before || len(p) == 0 {
-				o.r = o.w
-			}
-		}
-	case 10:
-		n := m.size()
-		m.fits(x, n, func() { b.EnsureWritable(n) })
-	case 11:
-		p := b.Writable()
-		if len(p) != b.Cap()-x.w {
-			m.t.Fatalf("op %d: Writable: got %d bytes, want %d", m.ops, len(p), b.Cap()-x.w)
-		}
-		n := min(m.size(), len(p))
-		fill := m.filler(n / 2)
-		copy(p, fill)
-		fill = append(fill, make([]byte, n-n/2)...)
-		// What was not filled reads as what was there before, if written, or zero.
-		copy(fill[n/2:], p[n/2:n])
-		m.write(x, fill, func() { b.Commit(n) })
-	case 12:
-		m.read(x, 1, func() []byte { return []byte{b.ReadUint8()} })
-	case 13:
-		m.read(x, 2, func() []byte { return binary.BigEndian.AppendUint16(nil, b.ReadUint16()) })
-	case 14:
-		m.read(x, 4, func() []byte { return binary.BigEndian.AppendUint32(nil, b.ReadUint32()) })
-	case 15:
-		m.read(x, 8, func() []byte { return binary.BigEndian.AppendUint64(nil, b.ReadUint64()) })
-	case 16:
-		m.read(x, 8, func() []byte { return binary.LittleEndian.AppendUint64(nil, b.ReadUint64LE()) })
-	case 17:
-		n := m.size()
-		m.read(x, n, func() []byte { return bytes.Clone(b.Next(n)) })
-	case 18:
-		n := m.size()
-		m.read(x, n, func() []byte { p := make([]byte, n); b.ReadBytes(p); return p })
-	case 19:
-		n := m.size()
-		m.read(x, n, func() []byte { return []byte(b.ReadString(n)) })
-	case 20:
-		v, ok := b.TryReadUint32()
-		if want := x.w-x.r >= 4; ok != want {
-			m.t.Fatalf("op %d: TryReadUint32 with %d left: got %v", m.ops, x.w-x.r, ok)
-		} else if ok {
-			m.read(x, 4, func() []byte { return binary.BigEndian.AppendUint32(nil, v) })
-		}
-	case 21:
-		n := min(m.size(), x.w-x.r)
-		b.Skip(n)
-		x.r += n
-		back := m.size() % (x.r + 1)
-		b.Unread(back)
-		x.r -= back
-	case 22, 23:
-		n := m.size()
-		var s *buffer.Buf
-		r := x.r
-		m.read(x, n, func() []byte { s = b.ReadSlice(n); return s.Window() })
-		if s != nil {
-			m.view(x, s, r, n)
-		}
-	case 24:
-		from := min(m.size(), x.w)
-		n := min(m.size(), x.w-from)
-		m.view(x, b.Slice(from, n), from, n)
-	case 25:
-		m.view(x, b.Duplicate(), 0, x.w).r = x.r
-	case 26:
-		m.add(b.Copy(), bytes.Clone(x.content()[x.r:]))
-	case 27:
-		if x.exclusive() {
-			x.move(x.w)
-		} else {
-			x.off += x.w
-		}
-		x.r, x.w = 0, 0
-		b.Clear()
-	case 28:
-		if x.exclusive() {
-			x.move(x.r)
-		} else {
-			x.off += x.r
-			x.w -= x.r
-		}
-		x.r = 0
-		b.DiscardRead()
-	case 29:
-		at := m.size()
-		p := m.filler(4)
-		err := panicOf(func() { b.SetUint32At(at, binary.BigEndian.Uint32(p)) })
-		switch {
-		case at+4 > x.w:
-			if !errors.Is(err, buffer.ErrShort) {
-				m.t.Fatalf("op %d: SetUint32At %d of %d: got %v, want ErrShort", m.ops, at, x.w, err)
-			}
-		case x.mem.readOnly:
-			if !errors.Is(err, buffer.ErrReadOnly) {
-				m.t.Fatalf("op %d: SetUint32At: got %v, want ErrReadOnly", m.ops, err)
-			}
-		case err != nil:
-			m.t.Fatalf("op %d: SetUint32At: %v", m.ops, err)
-		default:
-			copy(x.content()[at:], p)
-			if got := b.Uint32At(at); got != binary.BigEndian.Uint32(p) {
-				m.t.Fatalf("op %d: Uint32At: got %x, want %x", m.ops, got, p)
-			}
-		}
-	case 30:
-		c := byte(m.byte())
-		from := m.size()
-		want := -1
-		if from <= x.w-x.r {
-			if want = bytes.IndexByte(x.content()[x.r+from:], c); want >= 0 {
-				want += from
-			}
-		}
-		if got := b.IndexByte(c, from); got != want {
-			m.t.Fatalf("op %d: IndexByte: got %d, want %d", m.ops, got, want)
-		}
-	case 32:
-		i := x.r + m.size()%(x.w-x.r+1)
-		if x.exclusive() {
-			x.mem.bytes = x.mem.bytes[:x.off+i]
-		}
-		x.w = i
-		b.Truncate(i)
-	case 33:
-		x.r = m.size() % (x.w + 1)
-		b.SetReaderIndex(x.r)
-	case 34:
-		o := m.bufs[m.byte()%len(m.bufs)]
-		from := min(m.size(), o.w)
-		n := min(m.size(), o.w-from)
-		p := bytes.Clone(o.content()[from : from+n])
-		m.write(x, p, func() { b.WriteRange(o.b, from, n) })
-	case 35:
-		n := m.size()
-		at := x.w
-		m.write(x, make([]byte, n), func() {
-			if got := b.Reserve(n); got != at {
-				m.t.Fatalf("op %d: Reserve: got %d, want %d", m.ops, got, at)
-			}
-		})
-	case 36:
-		at := min(m.size(), x.w)
-		p := m.filler(min(m.size(), x.w-at))
-		if x.mem.readOnly {
-			break
-		}
-		b.SetBytesAt(at, p)
-		copy(x.content()[at:], p)
-		if got := b.StringAt(at, len(p)); got != string(p) {
-			m.t.Fatalf("op %d: StringAt: got %x, want %x", m.ops, got, p)
-		}
-	case 37:
-		v := binary.BigEndian.Uint64(m.filler(8)) >> (m.byte() % 64)
-		m.write(x, binary.AppendUvarint(nil, v), func() { b.WriteUvarint(v) })
-	case 38:
-		want, n := binary.Uvarint(x.content()[x.r:])
-		if v, ok, _ := b.TryReadUvarint(); ok != (n > 0) || ok && v != want {
-			m.t.Fatalf("op %d: TryReadUvarint: got %d, %v, want %d, %v", m.ops, v, ok, want, n > 0)
-		} else if ok {
-			x.r += n
-		}
-	case 39:
-		var all bytes.Buffer
-		m.read(x, x.w-x.r, func() []byte {
-			if n, err := b.WriteTo(&all); n != int64(all.Len()) || err != nil {
-				m.t.Fatalf("op %d: WriteTo: got %d, %v", m.ops, n, err)
-			}
-			return all.Bytes()
-		})
-	case 31:
-		if m.byte()%4 == 0 {
-			b.Retain()
-			x.refs++
-		} else {
-			m.release(i)
-		}
-		return
-	}
-	m.check(x)
-	if len(m.bufs) > 50 {
-		m.release(m.byte() % len(m.bufs))
-	}
-}
-
-// run executes the stream, then checks and releases all that is left.
-func (m *model) run(in []byte) {
-	for m.in = in; len(m.in) > 0; {
-		m.step()
-		if m.ops%64 == 0 {
-			for _, x := range m.bufs {
-				m.check(x)
-			}
-		}
-	}
-	for len(m.bufs) > 0 {
-		m.check(m.bufs[0])
-		m.release(0)
-	}
-	if n := m.pool.Live(); n != 0 {
-		m.t.Fatalf("got %d live buffers, want 0", n)
 	}
 }
 
@@ -475,43 +680,4 @@ func modelFile(tb testing.TB) (*os.File, []byte) {
 	}
 	b.Release()
 	return f, data
-}
-
-// Whatever is done to Bufs, they hold what a plain slice would.
-func TestModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
-	c := boundCache(t, buffer.PoolConfig{MaxCap: modelMaxCap})
-	f, data := modelFile(t)
-	rounds := 60
-	if testing.Short() {
-		rounds = 10
-	}
-	ops := 0
-	for range rounds {
-		in := make([]byte, 8192)
-		for i := range in {
-			in[i] = byte(rnd.Uint32())
-		}
-		m := &model{t: t, cache: c, pool: buffer.PoolOf(c), file: f, data: data}
-		m.run(in)
-		ops += m.ops
-	}
-	t.Logf("%d operations", ops)
-}
-
-func FuzzModel(f *testing.F) {
-	f.Add([]byte("\x00\x00\x20\x10\x00\x05\x08abcdefgh\x10\x00\x16\x04\x10\x00\x1f\x01"))
-	file, data := modelFile(f)
-	p, err := buffer.NewPool(buffer.PoolConfig{MaxCap: modelMaxCap})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		c := p.NewCache()
-		c.Bind()
-		defer c.Close()
-		(&model{t: t, cache: c, pool: p, file: file, data: data}).run(in)
-	})
 }
