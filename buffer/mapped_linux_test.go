@@ -232,25 +232,51 @@ func TestAdvise(t *testing.T) {
 	}
 }
 
-// A composite with a mapped part says where the file ended.
+// A composite with a mapped part says where the file ended, and stays as it was.
 func TestTruncatedPart(t *testing.T) {
 	page := os.Getpagesize()
 	f := openTemp(t, strings.Repeat("x", 4*page))
 	b := buffer.Compose(buffer.FromString("head"), mapFile(t, f, 0, 4*page), buffer.FromString("tail"))
 	defer b.Release()
+	o := buffer.Compose(buffer.FromString("abc"))
+	defer o.Release()
+	o.EnsureWritable(4*page + 8)
 	if err := os.Truncate(f.Name(), int64(page)); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.ReadString(page); len(got) != page {
 		t.Errorf("got %d bytes", len(got))
 	}
-	before := buffer.Live()
-	wantPanic(t, "ReadString", buffer.ErrTruncated, func() { b.ReadString(3 * page) })
-	wantPanic(t, "Copy", buffer.ErrTruncated, func() { b.Copy() })
-	wantPanic(t, "Consolidate", buffer.ErrTruncated, func() { b.Consolidate() })
-	if got := buffer.Live(); got != before {
-		t.Errorf("got %d live, want %d", got, before)
+	end := 4 + 4*page // of the mapped part
+	uses := map[string]struct {
+		from int
+		use  func()
+	}{
+		"ReadString":  {page, func() { b.ReadString(3 * page) }},
+		"Copy":        {page, func() { b.Copy() }},
+		"Consolidate": {page, b.Consolidate},
+		"WriteBuf":    {page, func() { o.WriteBuf(b) }},
+		"Equal":       {page, func() { b.EqualBytes(make([]byte, b.Len())) }},
+		// Those that lie in two parts are copied to be read.
+		"ReadUint32": {end - 2, func() { b.ReadUint32() }},
+		"ReadUint24": {end - 1, func() { b.ReadUint24() }},
+		"ReadUint64": {end - 4, func() { b.ReadUint64() }},
+		"Uint32At":   {end, func() { b.Uint32At(end - 1) }},
+		"Peek":       {end - 3, func() { b.Peek(5) }},
+		"Next":       {end - 3, func() { b.Next(7) }},
 	}
+	for what, tt := range uses {
+		b.SetReaderIndex(tt.from)
+		live := buffer.Live()
+		wantPanic(t, what, buffer.ErrTruncated, tt.use)
+		if b.ReaderIndex() != tt.from || b.WriterIndex() != end+4 || b.Parts() != 3 || buffer.Live() != live {
+			t.Errorf("%s: got %v, %d live, want reader %d, writer %d, %d live", what, b, buffer.Live(), tt.from, end+4, live)
+		}
+		if o.Len() != 3 || o.WriterIndex() != 3 {
+			t.Errorf("%s: got %v of what is written to", what, o)
+		}
+	}
+	b.SetReaderIndex(page)
 	b.Skip(3*page + 4)
 	if got := b.ReadString(b.Len()); got != "tail" {
 		t.Errorf("got %q", got)
