@@ -253,3 +253,80 @@ func BenchmarkAccess(b *testing.B) {
 		sink = byte(sum)
 	})
 }
+
+// inParts returns size bytes in parts of step.
+func inParts(size, step int) *buffer.Buf {
+	x := buffer.Compose()
+	for n := 0; n < size; n += step {
+		o := buffer.Heap.Alloc(step)
+		o.Write(make([]byte, min(step, size-n)))
+		x.Append(o)
+	}
+	return x
+}
+
+// BenchmarkComposite reads 4 KiB by 4 bytes, in turns with a slice, and reports how long
+// one read takes, and what part of the slice's time that is. Parts of 63 bytes make a
+// number in 16 lie in two of them.
+func BenchmarkComposite(b *testing.B) {
+	const size = 4 << 10
+	raw := make([]byte, size)
+	var order [size / 4]int
+	for i := range order {
+		order[i] = i * 4 * 389 % size // all of them, in leaps
+	}
+	kinds := []struct {
+		name         string
+		slice, parts func(x *buffer.Buf) uint32
+	}{
+		{"ReadUint32", func(*buffer.Buf) (sum uint32) {
+			for s := raw; len(s) >= 4; s = s[4:] {
+				sum += binary.BigEndian.Uint32(s)
+			}
+			return sum
+		}, func(x *buffer.Buf) (sum uint32) {
+			for range size / 4 {
+				sum += x.ReadUint32()
+			}
+			x.SetReaderIndex(0)
+			return sum
+		}},
+		{"Uint32At", func(*buffer.Buf) (sum uint32) {
+			for _, i := range order {
+				sum += binary.BigEndian.Uint32(raw[i:])
+			}
+			return sum
+		}, func(x *buffer.Buf) (sum uint32) {
+			for _, i := range order {
+				sum += x.Uint32At(i)
+			}
+			return sum
+		}},
+	}
+	for _, kind := range kinds {
+		for _, step := range []int{size, 1 << 10, 64, 63} {
+			name := fmt.Sprintf("%s/parts=%d", kind.name, step)
+			x := inParts(size, step)
+			if step == size {
+				name = kind.name + "/contiguous"
+				x.Consolidate()
+			}
+			b.Run(name, func(b *testing.B) {
+				var spent [2]time.Duration
+				for b.Loop() {
+					for i, f := range []func(*buffer.Buf) uint32{kind.slice, kind.parts} {
+						start := time.Now()
+						for range 4 {
+							sink += byte(f(x))
+						}
+						spent[i] += time.Since(start)
+					}
+				}
+				b.ReportMetric(float64(spent[1])/float64(b.N*size), "ns/access")
+				b.ReportMetric(float64(spent[1])/float64(spent[0]), "of-slice")
+				b.ReportMetric(0, "ns/op")
+			})
+			x.Release()
+		}
+	}
+}
