@@ -101,6 +101,9 @@ func newCache(p *Pool) *Cache {
 	return c
 }
 
+// Pool returns the pool that the memory comes from.
+func (c *Cache) Pool() *Pool { return c.pool }
+
 // Bind makes the calling goroutine the owner. It may be called again by the owner;
 // each call needs an Unbind. It panics with a [MisuseError] when another goroutine
 // owns the cache.

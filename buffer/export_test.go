@@ -7,9 +7,6 @@ import (
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
-// PoolOf returns the pool of a cache.
-func PoolOf(c *Cache) *Pool { return c.pool }
-
 // HandleSize is what a Buf costs beside its bytes.
 const HandleSize = handleSize + slotSize
 

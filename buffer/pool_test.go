@@ -148,7 +148,7 @@ func TestEmptyMemoryMakesRoom(t *testing.T) {
 		for _, b := range held {
 			b.Release()
 		}
-		if s := buffer.PoolOf(c).Stats(); s.Mapped > limit+4<<20 {
+		if s := c.Pool().Stats(); s.Mapped > limit+4<<20 {
 			t.Errorf("size %d: got %d bytes mapped, want at most a chunk above the limit", size, s.Mapped)
 		}
 	}
@@ -370,7 +370,7 @@ func TestSmallBuffersAreCheap(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	each := (int(after.HeapAlloc-before.HeapAlloc) + int(buffer.PoolOf(c).Stats().InUse)) / n
+	each := (int(after.HeapAlloc-before.HeapAlloc) + int(c.Pool().Stats().InUse)) / n
 	t.Logf("%d bytes each", each)
 	if each > 200 {
 		t.Errorf("a buffer of one byte costs %d bytes, want at most 200", each)
@@ -388,7 +388,7 @@ func TestAllocations(t *testing.T) {
 		t.Skip("asking for the running goroutine allocates here")
 	}
 	c := boundCache(t, buffer.PoolConfig{})
-	p := buffer.PoolOf(c)
+	p := c.Pool()
 	x := c.Alloc(1 << 10)
 	defer x.Release()
 	x.WriteString("0123456789abcdef")

@@ -19,6 +19,9 @@ type loopState struct {
 	hot   [len(recvSizes)]*buffer.Buf
 	iov   []sys.Iovec
 	users int
+
+	pool *buffer.Pool // of alloc; nil if that has none
+	held []*stream    // not reading because the pool is close to its limit
 }
 
 type loopKey struct {
@@ -37,6 +40,12 @@ func acquireState(l *eventloop.Loop, alloc buffer.Allocator) *loopState {
 		return s
 	}
 	s := &loopState{key: key, alloc: alloc, iov: make([]sys.Iovec, 0, sys.IOVMax), users: 1}
+	switch a := alloc.(type) {
+	case *buffer.Cache:
+		s.pool = a.Pool()
+	case *buffer.Pool:
+		s.pool = a
+	}
 	loopStates.Store(key, s)
 	return s
 }
@@ -51,6 +60,39 @@ func (s *loopState) release() {
 			b.Release()
 			s.hot[i] = nil
 		}
+	}
+}
+
+// pressed reports whether the pool is so close to its limit that nothing is to be
+// read: what is left is for sending what there is.
+func (s *loopState) pressed() bool { return s.pool != nil && s.pool.Pressure() }
+
+// hold keeps a channel from reading while there is pressure.
+func (s *loopState) hold(ch *stream) {
+	if ch.starved {
+		return
+	}
+	ch.starved = true
+	s.held = append(s.held, ch)
+	if len(s.held) == 1 {
+		ch.Logger().Warn("reading paused: buffers are close to their limit")
+		s.key.loop.Schedule(starvedRetry, s.unhold)
+	}
+}
+
+// unhold lets the channels go on that were held, if there is no more pressure. It
+// looks from time to time and is not told, because pressure that was over at once
+// is told to nobody.
+func (s *loopState) unhold() {
+	if s.users > 0 && s.pressed() {
+		s.key.loop.Schedule(starvedRetry, s.unhold)
+		return
+	}
+	held := s.held
+	s.held = nil
+	for _, ch := range held {
+		ch.starved = false
+		ch.updateInterest()
 	}
 }
 

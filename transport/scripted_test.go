@@ -916,7 +916,7 @@ func TestHangupWhilePausedIsReadLater(t *testing.T) {
 	r.wantLog("complete", "inactive", "unregistered")
 }
 
-// Reading pauses when there is no memory, and goes on.
+// Reading pauses while the pool is close to its limit, and goes on.
 func TestStarvedReads(t *testing.T) {
 	pool, err := buffer.NewPool(buffer.PoolConfig{Limit: 4 << 20})
 	if err != nil {
@@ -938,13 +938,47 @@ func TestStarvedReads(t *testing.T) {
 		hold = append(hold, b)
 	}
 	r.readable(readStep{data: "late"})
+	r.wantLog() // nine tenths are in use: it has not even tried
+	if ev := r.interest(); ev != 0 {
+		t.Errorf("interest under pressure: got %v, want none", ev)
+	}
+	if n := r.logs.FilterMessageSnippet("reading paused").Len(); n != 1 {
+		t.Errorf("got %d lines in the log, want 1", n)
+	}
+	r.m.Advance(10 * starvedRetry)
+	r.wantLog()
+	for _, b := range hold {
+		b.Release()
+	}
+	r.m.Advance(starvedRetry)
+	r.ready(eventloop.EventRead)
+	r.wantLog("read late", "complete")
+}
+
+// stingy is an allocator that has nothing as long as it is told so.
+type stingy struct {
+	buffer.Allocator
+	empty bool
+}
+
+func (a *stingy) TryAlloc(n int) (*buffer.Buf, error) {
+	if a.empty {
+		return nil, buffer.ErrOutOfMemory
+	}
+	return a.Allocator.TryAlloc(n)
+}
+
+// A channel that finds no memory to read into tries again a little later.
+func TestReadsWithoutMemory(t *testing.T) {
+	a := &stingy{buffer.Heap, true}
+	r := newRig(t, rigConfig{Config: Config{Allocator: a}})
+	r.log = nil
+	r.readable(readStep{data: "late"})
 	r.wantLog("complete")
 	if ev := r.interest(); ev != 0 {
 		t.Errorf("interest while starved: got %v, want none", ev)
 	}
-	for _, b := range hold {
-		b.Release()
-	}
+	a.empty = false
 	r.m.Advance(starvedRetry)
 	r.ready(eventloop.EventRead)
 	r.wantLog("read late", "complete")

@@ -56,7 +56,7 @@ type stream struct {
 	againQueue bool // the flush goes on in the next turn
 	wantRead   bool // a read was asked for
 	paused     bool // not reading because not writable
-	starved    bool // not reading because there is no memory
+	starved    bool // not reading because there is no memory, or not enough
 	inputShut  bool // the peer's end of the stream has been read
 	outputShut bool // our sending side is to be closed behind the queue, or has been
 	outputDone bool // it has been
@@ -85,7 +85,8 @@ func (s *stream) needRare() *rareState {
 	return s.rare
 }
 
-// starvedRetry is when a channel that found no memory for reading tries again.
+// starvedRetry is when channels that found no memory for reading, or not enough, try
+// again.
 const starvedRetry = 20 * time.Millisecond
 
 // newStream makes a channel on loop. fd is -1 for one that is to connect.
@@ -253,6 +254,10 @@ func (s *stream) readTurn(ending bool) {
 		failure  error
 		eof      bool
 	)
+	if s.state.pressed() {
+		s.state.hold(s)
+		return
+	}
 	s.wantRead = false
 	for reads := 1; ; reads++ {
 		i := s.recv.index
