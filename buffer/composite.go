@@ -432,7 +432,15 @@ func (b *Buf) needParts(n int) {
 	if b.w-b.r >= n {
 		return
 	}
-	b.copyOut(ps.bounce[:n], i)
+	if b.flags&flagMapped != 0 {
+		b.copyOut(ps.bounce[:n], i)
+	} else {
+		have := copy(ps.bounce[:n], bytesAt(b.p, b.r, b.w-b.r))
+		for k := ps.cur + 1; have < n; k++ {
+			x := ps.list[k].b
+			have += copy(ps.bounce[have:n], bytesAt(x.p, x.r, x.q-x.r))
+		}
+	}
 	b.p, b.r, b.w = unsafe.Pointer(&ps.bounce), 0, n
 	ps.rbase = i
 }
