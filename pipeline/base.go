@@ -44,9 +44,8 @@ type Base struct {
 	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
 	high, low  atomic.Int64
 	closeErr   atomic.Pointer[closeReason]
-	ended      atomic.Bool                       // the descriptor is gone
-	closed     atomic.Pointer[eventloop.Promise] // made when asked for
-	ctx        atomic.Pointer[lazyContext]       // likewise
+	ended      atomic.Bool            // the descriptor is gone
+	more       atomic.Pointer[extras] // see extra
 }
 
 type closeReason struct{ err error }
@@ -117,13 +116,14 @@ func (b *Base) Active() bool { return b.active.Load() }
 
 // Context implements [Channel].
 func (b *Base) Context() context.Context {
-	l := b.ctx.Load()
+	x := b.extra()
+	l := x.ctx.Load()
 	if l == nil {
 		l = new(lazyContext)
 		l.Context, l.cancel = context.WithCancelCause(context.Background())
-		if !b.ctx.CompareAndSwap(nil, l) {
+		if !x.ctx.CompareAndSwap(nil, l) {
 			l.cancel(nil)
-			l = b.ctx.Load()
+			l = x.ctx.Load()
 		}
 	}
 	if err := b.CloseReason(); err != nil {
@@ -137,10 +137,11 @@ func (b *Base) Closed() eventloop.Future { return b.closing().Future() }
 
 // closing returns the promise behind Closed.
 func (b *Base) closing() *eventloop.Promise {
-	p := b.closed.Load()
+	x := b.extra()
+	p := x.closed.Load()
 	if p == nil {
-		b.closed.CompareAndSwap(nil, eventloop.NewPromise(b.loop))
-		p = b.closed.Load()
+		x.closed.CompareAndSwap(nil, eventloop.NewPromise(b.loop))
+		p = x.closed.Load()
 	}
 	if b.ended.Load() {
 		p.Complete(nil)
@@ -241,12 +242,6 @@ func (t *turnFlush) Run() {
 	b := (*Base)(t)
 	b.flushQueued = false
 	b.pl.guardedFlush(b.pl.tail.prev)
-}
-
-// lazyContext is the context.Context of a channel, made when it is first asked for.
-type lazyContext struct {
-	context.Context
-	cancel context.CancelCauseFunc
 }
 
 // onLoop asserts, in builds with invariants, that the caller is the loop.

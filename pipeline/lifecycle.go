@@ -110,7 +110,11 @@ func (b *Base) MarkClosing(reason error) {
 	}
 	b.active.Store(false)
 	b.closeErr.Store(&closeReason{err})
-	if l := b.ctx.Load(); l != nil {
+	x := b.more.Load()
+	if x == nil {
+		return
+	}
+	if l := x.ctx.Load(); l != nil {
 		l.cancel(err)
 	}
 }
@@ -134,7 +138,11 @@ func (b *Base) MarkClosed(reason error) {
 		}
 	}()
 	b.ended.Store(true)
-	if p := b.closed.Load(); p != nil {
+	x := b.more.Load()
+	if x == nil {
+		return
+	}
+	if p := x.closed.Load(); p != nil {
 		p.Complete(nil)
 	}
 }
