@@ -59,6 +59,18 @@ type Channel interface {
 	// be changed in place only when its Exclusive says so. then may be called before
 	// WriteThen returns; a panic in it is the handler's.
 	WriteThen(msg any, then func(error))
+	// Send is Write for goroutines that can wait: it waits until the channel is
+	// writable, then until msg has left, and returns nil or why it has not. Who comes
+	// first is first; together they pass the high water mark by one message and an eighth
+	// of the mark at most. It takes msg over like Write.
+	//
+	// If ctx ends while Send waits for room, nothing of msg is written. Later, what
+	// has been written cannot be taken back: Send returns at once, but msg may still
+	// leave. Either way the error is that of ctx. When the channel closes it is one
+	// that matches ErrClosed; messages that still wait for room are dropped, also by
+	// Close. On a loop, or in an offloaded function, Send refuses with
+	// eventloop.ErrWouldDeadlock: use WriteThen there.
+	Send(ctx context.Context, msg any) error
 	// Flush sends what was written, now.
 	Flush()
 	// Read asks for one turn of reading; needed only while AutoRead is off.

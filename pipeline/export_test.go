@@ -1,4 +1,15 @@
 package pipeline
 
+// WaitingSenders returns how many are in the line of Send.
+func WaitingSenders(ch Channel) int {
+	x := ch.base().more.Load()
+	if x == nil {
+		return 0
+	}
+	x.sends.mu.Lock()
+	defer x.sends.mu.Unlock()
+	return x.sends.n
+}
+
 // HasExtras reports whether ch has anything that not all channels need.
 func HasExtras(ch Channel) bool { return ch.base().more.Load() != nil }

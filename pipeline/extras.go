@@ -14,6 +14,8 @@ type extras struct {
 	closed atomic.Pointer[eventloop.Promise] // behind Closed
 	ctx    atomic.Pointer[lazyContext]
 	attrs  atomic.Pointer[[]any] // *attrValue of any type; the slice never changes
+
+	sends sendQueue
 }
 
 // lazyContext is the context.Context of a channel.

@@ -117,6 +117,7 @@ func (b *Base) MarkClosing(reason error) {
 	if l := x.ctx.Load(); l != nil {
 		l.cancel(err)
 	}
+	x.sends.fail(err)
 }
 
 // MarkClosed tells all who wait that the channel has closed, and has the pipeline

@@ -83,6 +83,7 @@ func (b *Base) setUnwritable(bit uint32) {
 func (b *Base) clearUnwritable(bit uint32) {
 	if b.unwritable.And(^bit) == bit {
 		b.fireWritability()
+		b.admitSenders()
 	}
 }
 
