@@ -13,3 +13,14 @@ func WaitingSenders(ch Channel) int {
 
 // HasExtras reports whether ch has anything that not all channels need.
 func HasExtras(ch Channel) bool { return ch.base().more.Load() != nil }
+
+// GroupsOf returns how many groups ch is in.
+func GroupsOf(ch Channel) int {
+	x := ch.base().more.Load()
+	if x == nil {
+		return 0
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.groups)
+}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 
 	"github.com/runnel-io/runnel/eventloop"
@@ -16,6 +17,9 @@ type extras struct {
 	attrs  atomic.Pointer[[]any] // *attrValue of any type; the slice never changes
 
 	sends sendQueue
+
+	mu     sync.Mutex
+	groups []*ChannelGroup // guarded by mu: those that the channel is in
 }
 
 // lazyContext is the context.Context of a channel.

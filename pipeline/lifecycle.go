@@ -143,6 +143,7 @@ func (b *Base) MarkClosed(reason error) {
 	if x == nil {
 		return
 	}
+	x.leaveGroups(b)
 	if p := x.closed.Load(); p != nil {
 		p.Complete(nil)
 	}
