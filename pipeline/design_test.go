@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -159,6 +160,44 @@ func TestDesign0_TypedHandlers(t *testing.T) {
 	}
 	ch.Do(ch.Close)
 	checkCalls(t, "calls", log.take(), "active", "shutdown", "some error", "inactive")
+}
+
+// Convert handles one type each way; what it cannot convert is an error, and others
+// go on.
+func TestDesign0_Convert(t *testing.T) {
+	some := errors.New("some error")
+	var writability int
+	ch := newChannel(t, embedded.Config{}, pipeline.Convert(
+		func(_ *pipeline.Context, s string) (int, error) {
+			n, err := strconv.Atoi(s)
+			return n, err
+		},
+		func(_ *pipeline.Context, n int) (string, error) {
+			if n < 0 {
+				return "", some
+			}
+			return strconv.Itoa(n), nil
+		}), pipeline.OnWritability(func(*pipeline.Context) error { writability++; return nil }))
+	checkCalls(t, "names", ch.Pipeline().Names(), "Convert[string,int]#0", "OnWritability#0")
+	ch.WriteInbound("12", 3.5, "x", "13")
+	if a, b, c := ch.ReadInbound(), ch.ReadInbound(), ch.ReadInbound(); a != 12 || b != 3.5 || c != 13 {
+		t.Errorf("inbound: got %v, %v, %v; want 12, 3.5, 13", a, b, c)
+	}
+	if err := ch.CheckError(); !errors.Is(err, strconv.ErrSyntax) {
+		t.Errorf("inbound: got %v, want %v", err, strconv.ErrSyntax)
+	}
+	var got error
+	ch.Do(func() { ch.Write(14); ch.Write("as it is"); ch.WriteThen(-1, func(err error) { got = err }) })
+	if a, b, c := ch.ReadOutbound(), ch.ReadOutbound(), ch.ReadOutbound(); a != "14" || b != "as it is" || c != nil {
+		t.Errorf("outbound: got %v, %v, %v; want 14, as it is, nothing", a, b, c)
+	}
+	if got != some {
+		t.Errorf("outbound: got %v, want %v", got, some)
+	}
+	ch.Do(func() { ch.SetPending(1 << 30); ch.SetPending(0) })
+	if writability != 2 {
+		t.Errorf("writability: got %d calls, want 2", writability)
+	}
 }
 
 // Channel.Context is cancelled when the channel closes, also if it is asked for later.

@@ -70,6 +70,29 @@ func ExampleOnWrite() {
 	// Output: 0007
 }
 
+// Numbers for the application, text on the wire.
+func ExampleConvert() {
+	ch := embedded.New(
+		pipeline.Convert(
+			func(_ *pipeline.Context, text string) (n int, err error) {
+				_, err = fmt.Sscan(text, &n)
+				return n, err
+			},
+			func(_ *pipeline.Context, n int) (string, error) { return fmt.Sprint(n), nil },
+		),
+		pipeline.On(func(c *pipeline.Context, n int) error {
+			c.Write(n * n)
+			return nil
+		}),
+	)
+	ch.WriteInbound("12", "a dozen")
+	fmt.Println(ch.ReadOutbound())
+	fmt.Println(ch.Finish())
+	// Output:
+	// 144
+	// expected integer
+}
+
 // pinger writes a ping every second while the channel is active. Its state needs no
 // lock: all its methods, and its timer, run on the channel's loop.
 type pinger struct {

@@ -41,6 +41,55 @@ func (f onWrite[M]) HandleWrite(c *Context, msg any, p *eventloop.Promise) error
 
 func (f onWrite[M]) handlerType() string { return "OnWrite[" + reflect.TypeFor[M]().String() + "]" }
 
+// Convert makes a handler that turns inbound messages of type W, as they come from the
+// wire, into messages of type M, and outbound ones back; others go on. Each message is
+// the function's on every way out, as with [On], and what it returns is passed on
+// unless there is an error. A function that makes none or several of one is for On and
+// [OnWrite]. Netty: MessageToMessageCodec.
+func Convert[W, M any](
+	decode func(c *Context, in W) (M, error), encode func(c *Context, out M) (W, error),
+) interface {
+	ReadHandler
+	WriteHandler
+} {
+	return convert[W, M]{decode, encode}
+}
+
+type convert[W, M any] struct {
+	decode func(c *Context, in W) (M, error)
+	encode func(c *Context, out M) (W, error)
+}
+
+func (h convert[W, M]) HandleRead(c *Context, msg any) error {
+	in, ok := msg.(W)
+	if !ok {
+		c.FireRead(msg)
+		return nil
+	}
+	m, err := h.decode(c, in)
+	if err == nil {
+		c.FireRead(m)
+	}
+	return err
+}
+
+func (h convert[W, M]) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
+	out, ok := msg.(M)
+	if !ok {
+		c.ForwardWrite(msg, p)
+		return nil
+	}
+	w, err := h.encode(c, out)
+	if err == nil {
+		c.ForwardWrite(w, p)
+	}
+	return err
+}
+
+func (h convert[W, M]) handlerType() string {
+	return "Convert[" + reflect.TypeFor[W]().String() + "," + reflect.TypeFor[M]().String() + "]"
+}
+
 // OnError makes a handler of errors. f passes an error on with c.FireError.
 func OnError(f func(c *Context, err error)) ErrorHandler { return onError(f) }
 
@@ -82,3 +131,13 @@ type onInactive func(c *Context) error
 func (f onInactive) HandleInactive(c *Context) error { return f(c) }
 
 func (f onInactive) handlerType() string { return "OnInactive" }
+
+// OnWritability makes a handler of the notification that Channel.Writable has
+// changed.
+func OnWritability(f func(c *Context) error) WritabilityHandler { return onWritability(f) }
+
+type onWritability func(c *Context) error
+
+func (f onWritability) HandleWritability(c *Context) error { return f(c) }
+
+func (f onWritability) handlerType() string { return "OnWritability" }
