@@ -51,7 +51,19 @@ func (c *Context) Loop() *eventloop.Loop { return c.p.base.loop }
 func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
 
 // Handler returns the handler.
-func (c *Context) Handler() any { return c.handler }
+func (c *Context) Handler() any {
+	if t, ok := c.handler.(*traced); ok {
+		return t.h
+	}
+	return c.handler
+}
+
+// setHandler has c call h, which takes what the mask of c says.
+func (c *Context) setHandler(h any) {
+	c.handler = h
+	c.reader, _ = h.(ReadHandler)
+	c.writer, _ = h.(WriteHandler)
+}
 
 // Name returns the name that the handler was added with, or Type#N.
 func (c *Context) Name() string {

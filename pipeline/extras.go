@@ -20,6 +20,8 @@ type extras struct {
 
 	mu     sync.Mutex
 	groups []*ChannelGroup // guarded by mu: those that the channel is in
+
+	tracer *tracer // loop-only; nil unless the pipeline is traced
 }
 
 // lazyContext is the context.Context of a channel.

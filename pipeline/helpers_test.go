@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,20 +16,55 @@ import (
 	"github.com/runnel-io/runnel/pipeline/embedded"
 )
 
-// trace is what has happened, in order: "handler method".
-type trace struct{ calls []string }
+// trace is what has happened, in order: "handler method". Its methods are safe from
+// any goroutine, so that a test may wait for what a loop does.
+type trace struct {
+	mu    sync.Mutex
+	calls []string
+	told  chan struct{} // closed at the next call; nil if nobody waits
+}
 
-func (l *trace) add(s string) { l.calls = append(l.calls, s) }
+func (l *trace) add(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.calls = append(l.calls, s)
+	if l.told != nil {
+		close(l.told)
+		l.told = nil
+	}
+}
 
 // take returns what has happened since the last call.
 func (l *trace) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	calls := l.calls
 	l.calls = nil
 	return calls
 }
 
+// until waits for a call that take has not returned yet.
+func (l *trace) until(t testing.TB, call string) {
+	t.Helper()
+	for {
+		l.mu.Lock()
+		if slices.Contains(l.calls, call) {
+			l.mu.Unlock()
+			return
+		}
+		if l.told == nil {
+			l.told = make(chan struct{})
+		}
+		told := l.told
+		l.mu.Unlock()
+		await(t, call, told)
+	}
+}
+
 // of returns the calls of the given methods only.
 func (l *trace) of(methods ...string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var calls []string
 	for _, c := range l.calls {
 		if slices.Contains(methods, c[strings.LastIndexByte(c, ' ')+1:]) {
@@ -39,6 +75,8 @@ func (l *trace) of(methods ...string) []string {
 }
 
 func (l *trace) count(call string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, c := range l.calls {
 		if c == call {
 			n++
@@ -61,6 +99,9 @@ type tracer struct {
 	log  *trace
 	do   map[string]func(call) error
 }
+
+// Shareable: some tests add a tracer twice.
+func (*tracer) Shareable() {}
 
 // on has f called instead of passing the event of method on.
 func (h *tracer) on(method string, f func(call) error) *tracer {

@@ -188,7 +188,7 @@ func Find[T any](p *Pipeline) *Context {
 		defer p.mu.Unlock()
 	}
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if _, ok := c.handler.(T); ok || c.typ.is(reflect.TypeFor[T]()) {
+		if _, ok := c.Handler().(T); ok || c.typ.is(reflect.TypeFor[T]()) {
 			return c
 		}
 	}
@@ -289,9 +289,8 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 	if t.mask.twice() {
 		return fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
 	}
-	c.p, c.handler, c.typ, c.mask = p, handler, typeOf(given).called(name), t.mask
-	c.reader, _ = handler.(ReadHandler)
-	c.writer, _ = handler.(WriteHandler)
+	c.p, c.typ, c.mask = p, typeOf(given).called(name), t.mask
+	c.setHandler(p.trace(handler))
 	return nil
 }
 
