@@ -17,7 +17,7 @@
 // [*PanicError], and then the channel is closed.
 //
 // A handler with state belongs to one place in one pipeline: make it in Init, or add
-// a [Maker]. Nothing finds out if it is shared.
+// a [Maker]. Builds with the race detector find out if it is shared, see [Shareable].
 //
 // Messages are counted: passing one on ([Context.FireRead], [Context.Write])
 // hands its reference over, whether or not that succeeds.

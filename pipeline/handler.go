@@ -183,6 +183,13 @@ type Maker interface {
 	NewHandler() any
 }
 
+// Shareable is a handler that may be in several places at once, of one pipeline or of
+// many: it has no state, or state that is safe from several loops. The method is never
+// called. Builds with assertions, the race detector's among them, panic where a pointer
+// to a struct is added that is in use already and is not Shareable; others do not look.
+// Netty: Sharable.
+type Shareable interface{ Shareable() }
+
 // InputShutdown is the user event of a peer that has closed its sending side
 // while half-closure is on: nothing more will be read. Netty:
 // ChannelInputShutdownEvent.

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/invariant"
 	"go.uber.org/zap"
 )
 
@@ -316,6 +317,9 @@ func (p *Pipeline) insert(c, at *Context) error {
 	if p.removed {
 		return p.base.closeError()
 	}
+	if invariant.Enabled {
+		handlersInUse.claim(c)
+	}
 	p.link(c, at)
 	p.wanted |= c.mask
 	if c.mask&maskAdded == 0 {
@@ -406,6 +410,9 @@ func (p *Pipeline) unlink(c *Context) {
 	c.nextRead, c.prevWrite = c.next, c.prev
 	c.removed.Store(true)
 	c.mask = 0
+	if invariant.Enabled {
+		handlersInUse.release(c)
+	}
 	if m&maskRemoved != 0 {
 		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
 	}
