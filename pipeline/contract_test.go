@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -702,5 +703,84 @@ func TestSemantics15_Embedded(t *testing.T) {
 	_ = ch.Loop().Execute(func() { ran = true })
 	if err := ch.Finish(); err != nil || !ran || ch.Open() {
 		t.Errorf("Finish: got %v, task run %v, open %v; want nil, true, false", err, ran, ch.Open())
+	}
+}
+
+// Send is held back to what the peer takes, and loses and reorders nothing.
+func TestDesign0_Send(t *testing.T) {
+	overAll(t, func(t *testing.T, open func(...any) *rig) {
+		if t.Name() == "TestDesign0_Send/embedded" {
+			t.Skip("its loop runs only when the test says so, see ExampleChannel_Send")
+		}
+		r := open()
+		const senders, each, size = 4, 40, 100 << 10
+		var wg sync.WaitGroup
+		for s := range senders {
+			wg.Go(func() {
+				for i := range each {
+					b := r.ch.Alloc().Alloc(size)
+					b.WriteUint16(uint16(s))
+					b.WriteUint16(uint16(i))
+					b.WriteZeros(size - 4)
+					if err := r.ch.Send(context.Background(), b); err != nil {
+						t.Errorf("Send: %v", err)
+					}
+				}
+			})
+		}
+		var next [senders]byte
+		for range senders * each {
+			if m := r.hear(size); len(m) != size || m[3] != next[m[1]] {
+				t.Fatalf("got message %d of sender %d, want %d", m[3], m[1], next[m[1]])
+			} else {
+				next[m[1]]++
+			}
+		}
+		wg.Wait()
+		r.do(func() {}) // completions come before the marks are judged
+		if n := pipeline.WaitingSenders(r.ch); n != 0 || !r.ch.Writable() {
+			t.Errorf("at the end: %d in the line, writable %v; want 0, true", n, r.ch.Writable())
+		}
+	})
+}
+
+// A group has channels of all kinds, on many loops.
+func TestDesign4_ChannelGroup(t *testing.T) {
+	var g pipeline.ChannelGroup
+	var all []*rig
+	for _, k := range kinds {
+		r, err := k.open(t, func(ch pipeline.Channel) error {
+			return ch.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error { g.Add(c.Channel()); return nil }))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+	if g.Len() != len(kinds) {
+		t.Fatalf("got %d members, want %d", g.Len(), len(kinds))
+	}
+	g.Write(buffer.FromString("for all"))
+	for i, r := range all {
+		r.do(func() {})
+		if got := r.hear(len("for all")); got != "for all" {
+			t.Errorf("%s heard %q", kinds[i].name, got)
+		}
+	}
+	all[1].do(all[1].ch.Reset)
+	g.Write(buffer.FromString("the rest"), pipeline.Channel.Writable)
+	g.Close()
+	for i, r := range all {
+		if i == 1 {
+			continue
+		}
+		r.do(func() {})
+		if got := r.hear(len("the rest")); got != "the rest" {
+			t.Errorf("%s heard %q", kinds[i].name, got)
+		}
+		r.hangUp()
+	}
+	if err := g.Wait(context.Background()); err != nil || g.Len() != 0 {
+		t.Errorf("Wait: got %v with %d members", err, g.Len())
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
@@ -140,9 +141,13 @@ func sendAsync(ctx context.Context, ch pipeline.Channel, msg any) <-chan error {
 }
 
 // inLine waits until n senders wait for room.
-func inLine(ch pipeline.Channel, n int) {
-	for pipeline.WaitingSenders(ch) != n {
-		runtime.Gosched()
+func inLine(t testing.TB, ch pipeline.Channel, n int) {
+	t.Helper()
+	for end := time.Now().Add(patience); pipeline.WaitingSenders(ch) != n; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Errorf("in the line: got %d, want %d", pipeline.WaitingSenders(ch), n)
+			return
+		}
 	}
 }
 
@@ -233,7 +238,7 @@ func TestSend_FIFO(t *testing.T) {
 	var results []<-chan error
 	for i := range n {
 		results = append(results, sendAsync(context.Background(), s, newCounted(i)))
-		inLine(s, i+1)
+		inLine(t, s, i+1)
 	}
 	for {
 		var left int
@@ -264,6 +269,43 @@ func TestSend_FIFO(t *testing.T) {
 	})
 }
 
+// Who comes when there is room again is behind those who have waited for it.
+func TestSend_NobodyOvertakes(t *testing.T) {
+	l := newLoop(t)
+	s := newSlow(t, l, 2*entrySize, 2*entrySize)
+	s.left = make(chan any, 10)
+	for i := range 3 {
+		s.Write(i)
+	}
+	onLoop(t, l, func() {})
+	first := sendAsync(context.Background(), s, "first")
+	inLine(t, s, 1)
+	var second <-chan error
+	onLoop(t, l, func() {
+		s.take(3)
+		if !s.Writable() {
+			t.Error("not writable")
+		}
+		second = sendAsync(context.Background(), s, "second")
+		inLine(t, s, 2)
+	})
+	for queued := 0; queued < 2; {
+		onLoop(t, l, func() { queued = len(s.queue) })
+	}
+	onLoop(t, l, func() { s.take(2) })
+	if err := errors.Join(await(t, "Send", first), await(t, "Send", second)); err != nil {
+		t.Error(err)
+	}
+	close(s.left)
+	var got []any
+	for m := range s.left {
+		got = append(got, m)
+	}
+	if want := []any{0, 1, 2, "first", "second"}; !slices.Equal(got, want) {
+		t.Errorf("order: got %v, want %v", got, want)
+	}
+}
+
 // A context that ends takes its message out of the line, and nobody else's; one that
 // ends later leaves the message to its fate.
 func TestSend_ContextEnds(t *testing.T) {
@@ -281,7 +323,7 @@ func TestSend_ContextEnds(t *testing.T) {
 		defer cancel()
 		msgs, cancels = append(msgs, newCounted(i)), append(cancels, cancel)
 		results = append(results, sendAsync(ctx, s, msgs[i]))
-		inLine(s, i+1)
+		inLine(t, s, i+1)
 	}
 	for _, i := range []int{1, 3, 0} { // in the middle, last, first
 		cancels[i]()
@@ -321,7 +363,7 @@ func TestSend_Closed(t *testing.T) {
 	results := []<-chan error{written}
 	for i := 1; i < 3; i++ {
 		results = append(results, sendAsync(context.Background(), s, msgs[i]))
-		inLine(s, i)
+		inLine(t, s, i)
 	}
 	s.Reset()
 	for i, r := range results {
@@ -355,7 +397,7 @@ func TestSend_HandlerBreaks(t *testing.T) {
 			var results []<-chan error
 			for i := range 3 {
 				results = append(results, sendAsync(context.Background(), s, i))
-				inLine(s, i+1)
+				inLine(t, s, i+1)
 			}
 			onLoop(t, l, func() { s.take(2) })
 			for i, r := range results {

@@ -117,10 +117,7 @@ func TestTrace(t *testing.T) {
 	}
 	log := new(trace)
 	outer, inner := busy{time.Millisecond}, busy{time.Microsecond}
-	var all []any
-	for _, h := range []any{outer, inner, &tracer{name: "a", log: log}, new(holder)} {
-		all = append(all, h)
-	}
+	all := []any{outer, inner, &tracer{name: "a", log: log}, new(holder)}
 	if err := p.Add(all...); err != nil {
 		t.Fatal(err)
 	}
@@ -150,8 +147,10 @@ func TestTrace(t *testing.T) {
 	if err := k.Add(outer, inner, &tracer{name: "a", log: log}); err != nil {
 		t.Fatal(err)
 	}
+	from := time.Now()
 	kept.WriteInbound("1", "2", "3")
 	kept.WriteOutbound("x")
+	elapsed := time.Since(from)
 	stats := make(map[string]pipeline.EventStats)
 	for _, h := range k.Stats() {
 		for _, e := range h.Events {
@@ -171,8 +170,12 @@ func TestTrace(t *testing.T) {
 	if len(stats) != 0 {
 		t.Errorf("besides: got %v", stats)
 	}
+	var sum time.Duration
 	for _, h := range k.Stats() {
 		for _, e := range h.Events {
+			if e.Event != "Added" {
+				sum += e.Total
+			}
 			switch {
 			case h.Name == "busy#0" && (e.Total < 6*time.Millisecond || e.Max < 2*time.Millisecond || e.Max > e.Total):
 				t.Errorf("%s: got %v, want 2 ms each", h.Name, e)
@@ -180,6 +183,9 @@ func TestTrace(t *testing.T) {
 				t.Errorf("%s: got %v", h.Name, e)
 			}
 		}
+	}
+	if sum > elapsed {
+		t.Errorf("all together: got %v, want at most the %v that it took: some time counts twice", sum, elapsed)
 	}
 	if s := k.String(); !regexp.MustCompile(`(?m)^busy#0 +-> Read 3 in \S+s$`).MatchString(s) {
 		t.Errorf("String: got\n%s", s)
