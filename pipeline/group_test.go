@@ -419,6 +419,35 @@ func TestChannelGroup_Many(t *testing.T) {
 	}
 }
 
+// room is everybody who is in a chat. A channel leaves it by itself when it closes.
+var room pipeline.ChannelGroup
+
+// say passes what one says on to all others who can take it.
+func say(c *pipeline.Context, line string) error {
+	others := func(ch pipeline.Channel) bool { return ch != c.Channel() }
+	room.Write(line, others, pipeline.Channel.Writable)
+	return nil
+}
+
+func enter(c *pipeline.Context) error {
+	room.Write("somebody comes in")
+	room.Add(c.Channel())
+	return nil
+}
+
+func ExampleChannelGroup() {
+	ann := embedded.New(pipeline.OnActive(enter), pipeline.On(say))
+	bob := embedded.New(pipeline.OnActive(enter), pipeline.On(say))
+	bob.WriteInbound("hello")
+	fmt.Println(ann.ReadOutbound(), ann.ReadOutbound(), bob.ReadOutbound())
+	_ = bob.Finish()
+	fmt.Println(room.Len())
+	_ = ann.Finish()
+	// Output:
+	// somebody comes in hello <nil>
+	// 1
+}
+
 // BenchmarkChannelGroup_Write is a broadcast beside a loop over the channels, each of
 // which is posted to.
 func BenchmarkChannelGroup_Write(b *testing.B) {

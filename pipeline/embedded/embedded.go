@@ -43,7 +43,8 @@ type Config struct {
 // Concurrency: the methods defined here are for one goroutine at a time, the
 // test's. Those of pipeline.Channel are safe from any; outside [Channel.Do] they are
 // posted to the loop, also on the test's goroutine, and take effect in the next call
-// that drives the channel. Changes of the pipeline are made at once.
+// that drives the channel. Changes of the pipeline are made at once. Send waits for
+// such calls, so it is for another goroutine than theirs.
 type Channel struct {
 	pipeline.Base
 	man    *eventloop.Manual
