@@ -221,6 +221,7 @@ func (b *Buf) seek(ps *parts, i int) {
 	if pos := i + ps.origin; pos < ps.list[k].end {
 		k = ps.find(pos, &ps.cur)
 	}
+	ps.cur = k
 	x := ps.list[k].b
 	ps.rbase = ps.start(k) - ps.origin - x.r
 	b.p, b.r, b.w = x.p, i-ps.rbase, x.q
@@ -423,7 +424,48 @@ const (
 
 // needParts sets the read window so that n <= 8 bytes can be read at r.
 func (b *Buf) needParts(n int) {
-	ps := b.pieces()
+	ps := (*parts)(unsafe.Pointer(b.slot))
+	if !b.nextPart(ps, n) {
+		b.needAnywhere(b.pieces(), n)
+	}
+}
+
+// nextPart is needParts for the common case that the bytes lie in the next part, or
+// in this one and the next. It reports whether it is that.
+func (b *Buf) nextPart(ps *parts, n int) bool {
+	k, left := ps.cur, b.w-b.r
+	off := ps.resume
+	if bounced := b.p == unsafe.Pointer(&ps.bounce); !bounced {
+		if k++; k >= len(ps.list) {
+			return false
+		}
+		off = ps.list[k].b.r
+	} else if left > 0 {
+		return false
+	}
+	x := ps.list[k].b
+	end := x.q
+	if k == len(ps.list)-1 {
+		end = b.q
+	}
+	if off+n-left > end || left > 0 && b.flags&flagMapped != 0 {
+		return false
+	}
+	i := ps.rbase + b.r
+	ps.cur = k
+	if left == 0 {
+		ps.rbase = i - off
+		b.p, b.r, b.w = x.p, off, end
+		return true
+	}
+	copy(ps.bounce[:left], bytesAt(b.p, b.r, left))
+	copy(ps.bounce[left:n], bytesAt(x.p, off, n-left))
+	b.bounce(ps, i, n, off+n-left)
+	return true
+}
+
+// needAnywhere is needParts for bytes in any number of parts.
+func (b *Buf) needAnywhere(ps *parts, n int) {
 	i := b.ReaderIndex()
 	if ps.end()-ps.origin-i < n {
 		b.short("read", n)
@@ -432,26 +474,36 @@ func (b *Buf) needParts(n int) {
 	if b.w-b.r >= n {
 		return
 	}
-	if b.flags&flagMapped != 0 {
-		b.copyOut(ps.bounce[:n], i)
-	} else {
-		have := copy(ps.bounce[:n], bytesAt(b.p, b.r, b.w-b.r))
-		for k := ps.cur + 1; have < n; k++ {
-			x := ps.list[k].b
-			have += copy(ps.bounce[have:n], bytesAt(x.p, x.r, x.q-x.r))
-		}
-	}
-	b.p, b.r, b.w = unsafe.Pointer(&ps.bounce), 0, n
-	ps.rbase = i
+	b.copyOut(ps.bounce[:n], i)
+	b.seek(ps, i+n)
+	b.bounce(ps, i, n, b.r)
 }
 
-// atParts returns an address of n <= 8 bytes from index i, which exist, to be read:
-// theirs, or that of a copy.
+// bounce sets the read window on a copy of the n bytes from index i. Behind them reading
+// goes on at index resume of part cur.
+func (b *Buf) bounce(ps *parts, i, n, resume int) {
+	b.p, b.r, b.w = unsafe.Pointer(&ps.bounce), 0, n
+	ps.rbase = i
+	ps.resume = resume
+}
+
+// atParts returns an address of n <= 8 bytes from index i, which have been written, to
+// be read: theirs, or that of a copy.
 func (b *Buf) atParts(i, n int) unsafe.Pointer {
-	if p := b.placeParts(i, n); p != nil {
-		return p
+	ps := (*parts)(unsafe.Pointer(b.slot))
+	pos := i + ps.origin
+	if pos < ps.first {
+		b.outOfRange("access at index", i, n)
 	}
-	ps := b.pieces()
+	k := ps.find(pos, &ps.hint)
+	x := ps.list[k].b
+	end := x.q
+	if k == len(ps.list)-1 {
+		end = b.q
+	}
+	if off := x.r + pos - ps.start(k); off+n <= end {
+		return unsafe.Add(x.p, off)
+	}
 	b.copyOut(ps.aside[:n], i)
 	return unsafe.Pointer(&ps.aside)
 }
@@ -521,7 +573,7 @@ func (b *Buf) gather(i, n int) {
 	r := b.ReaderIndex()
 	pos := i + ps.origin
 	end := pos + n
-	from, to := ps.find(pos, &ps.cur), ps.find(end-1, &ps.hint)
+	from, to := ps.find(pos, &ps.hint), ps.find(end-1, &ps.hint)
 	for k := from; k <= to; k++ {
 		x.flags |= ps.list[k].b.flags & flagReadOnly
 	}
@@ -633,7 +685,7 @@ func (b *Buf) partsIovecs(dst []sys.Iovec, max int) []sys.Iovec {
 		return dst
 	}
 	pos := i + ps.origin
-	for k := ps.find(pos, &ps.cur); k < len(ps.list) && max > 0; k++ {
+	for k := ps.find(pos, &ps.hint); k < len(ps.list) && max > 0; k++ {
 		x := ps.list[k].b
 		off := x.r + pos - ps.start(k)
 		if n := x.q - off; n > 0 {

@@ -18,10 +18,11 @@ type parts struct {
 	pinned int // bytes the parts keep alive; memory that neighbours share counts once
 	mapped int // parts that are mapped files
 
-	cur   int // the part under the read window
-	hint  int // the part that was last looked at by index
-	rbase int // what to add to r for the index of the whole
-	wbase int // and to q
+	cur    int // the part under the read window, or behind it while that is on bounce
+	resume int // and then the index in it at which reading goes on
+	hint   int // the part that was last looked at by index
+	rbase  int // what to add to r for the index of the whole
+	wbase  int // and to q
 
 	bounce [8]byte // a number that lies in several parts is read from here
 	aside  [8]byte // and when it is read at an index, from here
@@ -80,26 +81,30 @@ func (ps *parts) end() int {
 }
 
 // find returns the part of the byte at a position that exists. It looks at the part
-// it found last and the one behind it before it searches.
+// it found last and the one behind it before it searches. The last part is told from
+// what lies before it alone, so it need not be up to date.
 func (ps *parts) find(pos int, last *int) int {
+	list := ps.list
 	k := *last
-	if k >= ps.head && k < len(ps.list) && pos >= ps.start(k) {
-		if pos < ps.list[k].end {
+	if k >= ps.head && k < len(list) && (k == ps.head || pos >= list[k-1].end) {
+		if pos < list[k].end {
 			return k
 		}
-		if k++; k < len(ps.list) && pos < ps.list[k].end {
+		if k++; k < len(list) && pos < list[k].end {
 			*last = k
 			return k
 		}
 	}
-	lo, hi := ps.head, len(ps.list)-1
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		if pos < ps.list[mid].end {
-			hi = mid
-		} else {
-			lo = mid + 1
+	// The first part that ends behind pos, by halves, without a branch that the
+	// processor would have to guess.
+	lo, n := ps.head, len(list)-ps.head
+	for n > 1 {
+		half := n >> 1
+		next := lo + half
+		if list[next-1].end <= pos {
+			lo = next
 		}
+		n -= half
 	}
 	*last = lo
 	return lo
