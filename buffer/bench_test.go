@@ -330,3 +330,56 @@ func BenchmarkComposite(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkManyParts reports what one step costs when a Buf consists of many parts of a
+// byte, as a peer can have it. It must not grow with their number, except where a list has
+// to be moved: to insert in the middle, or behind thousands of parts that have been read.
+func BenchmarkManyParts(b *testing.B) {
+	m := buffer.FromString("x")
+	defer m.Release()
+	many := func(n int) *buffer.Buf {
+		x := buffer.Compose()
+		for range n {
+			x.Append(m.Slice(0, 1))
+		}
+		return x
+	}
+	steps := []struct {
+		name  string
+		bytes int // that a step uses up
+		do    func(x *buffer.Buf) *buffer.Buf
+	}{
+		{"Append", 1, func(x *buffer.Buf) *buffer.Buf { x.Append(m.Slice(0, 1)); return x }},
+		{"Append and write", 1, func(x *buffer.Buf) *buffer.Buf { x.Append(m.Slice(0, 1)); x.WriteUint8(1); return x }},
+		{"Prepend", 1, func(x *buffer.Buf) *buffer.Buf { x.Prepend(m.Slice(0, 1)); return x }},
+		{"Prepend after reads", 1, func(x *buffer.Buf) *buffer.Buf { x.Skip(1); x.Prepend(m.Slice(0, 1)); x.Skip(1); return x }},
+		{"Insert", 1, func(x *buffer.Buf) *buffer.Buf { x.Insert(x.Len()/2, m.Slice(0, 1)); return x }},
+		{"ReadUint32", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadUint32(); return x }},
+		{"ReadUint32 and DiscardRead", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadUint32(); x.DiscardRead(); return x }},
+		{"Peek and Skip", 4, func(x *buffer.Buf) *buffer.Buf { x.Peek(2); x.Skip(4); return x }},
+		{"Peek and DiscardReadParts", 4, func(x *buffer.Buf) *buffer.Buf { x.Peek(2); x.Skip(4); x.DiscardReadParts(); return x }},
+		{"Uint32At", 4, func(x *buffer.Buf) *buffer.Buf { x.Uint32At(x.ReaderIndex()); x.Skip(4); return x }},
+		{"ReadSlice", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadSlice(4).Release(); return x }},
+		{"Split", 4, func(x *buffer.Buf) *buffer.Buf { rest := x.Split(4); x.Release(); return rest }},
+		{"AppendIovecs", 4, func(x *buffer.Buf) *buffer.Buf { x.AppendIovecs(nil, 4); x.Skip(4); x.DiscardReadParts(); return x }},
+		{"IndexByte", 4, func(x *buffer.Buf) *buffer.Buf { x.Skip(4); x.IndexByte('x', 0); return x }},
+	}
+	for _, s := range steps {
+		for _, n := range []int{1000, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
+				best := time.Hour
+				for b.Loop() {
+					x := many(n)
+					start := time.Now()
+					for range n / s.bytes {
+						x = s.do(x)
+					}
+					best = min(best, time.Since(start)/time.Duration(n/s.bytes))
+					x.Release()
+				}
+				b.ReportMetric(float64(best), "ns/step")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
