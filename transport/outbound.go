@@ -132,7 +132,8 @@ func (o *outbound) push(e entry) {
 	o.behind++
 	if e.buf.Len() > mergeLimit {
 		if i := o.entries.n - o.behind; i >= 0 {
-			if c := o.entries.at(int(i)); c.buf != nil && c.buf.SharesMemory(e.buf) {
+			// Of a composite only some of the memory might be shared.
+			if c := o.entries.at(int(i)); c.buf != nil && c.buf.Parts() == 1 && c.buf.SharesMemory(e.buf) {
 				o.charge -= c.charge - entryCharge
 				c.charge = entryCharge
 			}

@@ -160,6 +160,24 @@ func TestSharedBlockIsChargedOnce(t *testing.T) {
 	}
 }
 
+// A composite is charged for all of its parts, also when what follows shares one.
+func TestCompositeIsChargedInFull(t *testing.T) {
+	var o outbound
+	a, b := pooled(letters(60000)), pooled(letters(60000))
+	one := a.Slice(0, 6000)
+	both := buffer.Compose(a, b)
+	want := int64(both.Pinned()+one.Pinned()) + 2*entryCharge
+	o.addBuf(both, nil, nil)
+	o.addBuf(one, nil, nil)
+	if o.charge != want {
+		t.Errorf("charge: got %d, want %d", o.charge, want)
+	}
+	o.advance(126000)
+	if o.charge != 0 {
+		t.Errorf("charge when empty: got %d", o.charge)
+	}
+}
+
 // Slices that lie side by side are one entry; a completion still comes with its own
 // bytes, and what somebody else holds stays as it is.
 func TestAdjacentSlicesAreOneEntry(t *testing.T) {
