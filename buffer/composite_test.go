@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -609,6 +610,43 @@ func TestIovecsOfComposite(t *testing.T) {
 	if got := p.Live(); got != 1 {
 		t.Errorf("got %d live parts at the end, want 1, the one with room left", got)
 	}
+}
+
+// Duplicates of a composite are used on a goroutine each, whatever they are used for.
+func TestDuplicatesOnGoroutines(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "abc", "defgh", "i", "jklmnop", "qrs")
+	b.WriteString("tuvwxyz")
+	const want = "abcdefghijklmnopqrstuvwxyz"
+	uses := []func(d *buffer.Buf){
+		func(d *buffer.Buf) { d.Peek(20) },
+		func(d *buffer.Buf) { d.Consolidate() },
+		func(d *buffer.Buf) { d.Append(d.Split(7)) },
+		func(d *buffer.Buf) { d.Prepend(d.ReadSlice(9)) },
+		func(d *buffer.Buf) { s := d.ReadSlice(13); d.DiscardRead(); d.Insert(0, s) },
+		func(d *buffer.Buf) { d.WriteString("z"); d.Truncate(d.WriterIndex() - 1) },
+		func(d *buffer.Buf) { d.Uint64At(3); d.ReadUint64(); d.Unread(8) },
+		func(d *buffer.Buf) { d.ReadOnly().Release(); d.Copy().Release() },
+	}
+	var done sync.WaitGroup
+	for _, use := range uses {
+		d := b.Duplicate()
+		done.Add(1)
+		go func() {
+			defer done.Done()
+			for range 50 {
+				e := d.Duplicate()
+				use(e)
+				if got := inPlace(e); got != want {
+					t.Errorf("got %q", got)
+				}
+				e.Release()
+			}
+			d.Release()
+		}()
+	}
+	b.Release()
+	done.Wait()
 }
 
 func TestCompositeAllocatesNothing(t *testing.T) {
