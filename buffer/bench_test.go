@@ -344,6 +344,7 @@ func BenchmarkManyParts(b *testing.B) {
 		}
 		return x
 	}
+	peeked := 0
 	steps := []struct {
 		name  string
 		bytes int // that a step uses up
@@ -357,6 +358,7 @@ func BenchmarkManyParts(b *testing.B) {
 		{"ReadUint32", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadUint32(); return x }},
 		{"ReadUint32 and DiscardRead", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadUint32(); x.DiscardRead(); return x }},
 		{"Peek and Skip", 4, func(x *buffer.Buf) *buffer.Buf { x.Peek(2); x.Skip(4); return x }},
+		{"Peek more and more", 4, func(x *buffer.Buf) *buffer.Buf { peeked += 4; x.Peek(peeked); return x }},
 		{"Peek and DiscardReadParts", 4, func(x *buffer.Buf) *buffer.Buf { x.Peek(2); x.Skip(4); x.DiscardReadParts(); return x }},
 		{"Uint32At", 4, func(x *buffer.Buf) *buffer.Buf { x.Uint32At(x.ReaderIndex()); x.Skip(4); return x }},
 		{"ReadSlice", 4, func(x *buffer.Buf) *buffer.Buf { x.ReadSlice(4).Release(); return x }},
@@ -370,6 +372,7 @@ func BenchmarkManyParts(b *testing.B) {
 				best := time.Hour
 				for b.Loop() {
 					x := many(n)
+					peeked = 0
 					start := time.Now()
 					for range n / s.bytes {
 						x = s.do(x)

@@ -398,6 +398,9 @@ func (b *Buf) sole() bool {
 // not the caller's, see Wrap.
 func (b *Buf) reusable() bool { return b.Exclusive() && b.slot.from == nil }
 
+// offset returns where in its memory index 0 of b is.
+func (b *Buf) offset() int { return int(uintptr(b.p) - uintptr(b.slot.mem)) }
+
 // sync brings what lags behind the writer up to date.
 func (b *Buf) sync() {
 	b.w = b.q
@@ -467,7 +470,7 @@ func (b *Buf) grow(n int) {
 	if b.reusable() && need <= b.slot.size {
 		b.flags &^= flagClean | flagShared
 		s := b.slot
-		off := int(uintptr(b.p) - uintptr(s.mem))
+		off := b.offset()
 		if off+need > s.size {
 			copy(bytesAt(s.mem, 0, b.q), bytesAt(b.p, 0, b.q))
 			off = 0

@@ -558,32 +558,50 @@ func (b *Buf) partAt(i int) (*Buf, int) {
 	return x, x.r + pos - ps.start(k)
 }
 
-// gather makes the n > 0 bytes from index i, which exist, lie at one place: it copies
-// them to a part of their own if they do not. That is read-only if one of those it
-// takes the place of was.
+// gather makes the n > 0 bytes from index i, which exist, lie at one place. If they do
+// not, it copies them to a part of their own, which is read-only if one of those was
+// whose place it takes; or to the first of these parts if there is room behind it, so
+// that who looks at more and more does not have all copied each time.
 func (b *Buf) gather(i, n int) {
 	if b.placeParts(i, n) != nil {
 		return
 	}
-	x := b.allocator().Alloc(n)
-	b.copyTo(x, i, n)
-	x.q, x.l = n, n
-	x.sync()
 	ps := b.pieces()
-	r := b.ReaderIndex()
-	pos := i + ps.origin
+	r, pos := b.ReaderIndex(), i+ps.origin
 	end := pos + n
 	from, to := ps.find(pos, &ps.hint), ps.find(end-1, &ps.hint)
-	for k := from; k <= to; k++ {
-		x.flags |= ps.list[k].b.flags & flagReadOnly
+	var readOnly uint16
+	for _, y := range ps.list[from : to+1] {
+		readOnly |= y.b.flags & flagReadOnly
 	}
+	x, left, parts := ps.list[from].b, pos-ps.start(from), 1
+	if left == 0 && readOnly == 0 && x.reusable() && x.offset()+x.r+n <= x.slot.size {
+		have := x.q - x.r
+		b.copyOut(bytesAt(x.p, x.q, n-have), i+have)
+		x.q = x.r + n
+		ps.list[from].end = end
+		parts = 0
+	} else {
+		size := n
+		if left == 0 && x.q-x.r > n/2 {
+			size = max(n, min(n+n/4, b.MaxCap())) // more may follow
+		}
+		x = b.allocator().Alloc(size)
+		b.copyTo(x, i, n)
+		x.q = n
+		x.flags |= readOnly
+	}
+	x.l = x.q
+	x.sync()
 	// What is left of the first of them and of the last stays, and room behind it.
-	if left := pos - ps.start(from); left > 0 {
+	if left > 0 {
 		y := ps.list[from].b
 		y.q = y.r + left
 		y.l = y.q
 		y.sync()
 		ps.list[from].end = pos
+	}
+	if left > 0 || parts == 0 {
 		from++
 	}
 	z := &ps.list[to]
@@ -595,9 +613,11 @@ func (b *Buf) gather(i, n int) {
 	for _, y := range ps.list[from:to] {
 		ps.release(y.b)
 	}
-	k := ps.resize(from, to, 1)
-	ps.list[k] = part{x, end}
-	ps.pinned += ps.charges(k, k+1)
+	from = ps.resize(from, to, parts)
+	if parts > 0 {
+		ps.list[from] = part{x, end}
+	}
+	ps.pinned += ps.charges(from, from+parts)
 	b.reopen(r)
 }
 

@@ -309,6 +309,35 @@ func TestRangeOfDiscardedParts(t *testing.T) {
 	b.Release()
 }
 
+// Who looks at more and more has only the new bytes copied, unless somebody else shows
+// what has been copied before.
+func TestPeekMoreAndMore(t *testing.T) {
+	p := newPool(t, buffer.PoolConfig{})
+	b := composed(p, "a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
+	first := &b.Peek(2)[0]
+	for n := 3; n < 8; n++ {
+		if got := b.Peek(n); string(got) != "abcdefghij"[:n] || &got[0] != first {
+			t.Errorf("Peek(%d): got %q, moved: %v", n, got, &got[0] != first)
+		}
+	}
+	if b.Parts() != 4 || !b.Exclusive() {
+		t.Errorf("got %d parts, exclusive %v", b.Parts(), b.Exclusive())
+	}
+	s := b.Slice(2, 4)
+	if got := b.Peek(9); string(got) != "abcdefghi" || &got[0] == first {
+		t.Errorf("with a slice: got %q, moved: %v", got, &got[0] != first)
+	}
+	b.SetUint8At(3, 'D')
+	if got := content(t, s); got != "cdef" {
+		t.Errorf("the slice: got %q", got)
+	}
+	s.Release()
+	if got := content(t, b); got != "abcDefghij" {
+		t.Errorf("got %q", got)
+	}
+	b.Release()
+}
+
 // Nothing to add changes nothing.
 func TestAppendEmpty(t *testing.T) {
 	p := newPool(t, buffer.PoolConfig{})

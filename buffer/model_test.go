@@ -494,8 +494,8 @@ func (m *model) peek(x *modelBuf, n int, peek func() []byte) bool {
 		return m.read(x, n, peek)
 	}
 	var got []byte
-	if !m.allocates(x, n, func() { got = peek() }) {
-		return false
+	if err := panicOf(func() { got = peek() }); err != nil {
+		return m.allocates(x, n, func() { panic(err) })
 	}
 	together := m.fresh(x.content(x.r, n))
 	for _, s := range x.segs[from : to+1] {
