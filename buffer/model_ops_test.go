@@ -265,7 +265,7 @@ func weighted(steps []modelStep) (all []modelStep) {
 // create makes a Buf out of nothing.
 func (m *model) create() {
 	kind := m.byte() % 10
-	m.doing = "creation"
+	m.doing, m.on = "creation", modelBuf{}
 	var b *buffer.Buf
 	var err error
 	n := m.size()

@@ -162,9 +162,10 @@ type model struct {
 	live  int64 // when it began
 
 	ops    int
-	doing  string // the operation
-	failed int    // operations that were refused
-	parts  int    // the most a Buf consisted of
+	doing  string   // the operation
+	on     modelBuf // as it was before
+	failed int      // operations that were refused
+	parts  int      // the most a Buf consisted of
 }
 
 const (
@@ -178,9 +179,16 @@ const (
 // modelError is what fail panics with.
 type modelError struct{ error }
 
+// String says where the run is.
+func (m *model) String() string {
+	x := &m.on
+	return fmt.Sprintf("operation %d, %s (reader %d, writer %d, %d references, %d parts, composite: %v, discarded: %d)",
+		m.ops, m.doing, x.r, x.w, x.refs, len(x.segs), x.parts, x.gone)
+}
+
 // fail ends the run.
 func (m *model) fail(format string, args ...any) {
-	panic(modelError{fmt.Errorf("operation %d, %s: %s", m.ops, m.doing, fmt.Sprintf(format, args...))})
+	panic(modelError{fmt.Errorf("%v: %s", m, fmt.Sprintf(format, args...))})
 }
 
 // differ fails because of bytes that are not what they should be.
@@ -200,7 +208,7 @@ func (m *model) run(in []byte) (err error) {
 		case modelError:
 			err = v
 		default:
-			err = fmt.Errorf("operation %d, %s: panic: %v\n%s", m.ops, m.doing, v, debug.Stack())
+			err = fmt.Errorf("%v: panic: %v\n%s", m, v, debug.Stack())
 		}
 	}()
 	m.live = buffer.Live()
@@ -215,7 +223,7 @@ func (m *model) run(in []byte) (err error) {
 		}
 	}
 	m.checkAll()
-	m.doing = "the end"
+	m.doing, m.on = "at the end", modelBuf{}
 	for len(m.bufs) > 0 {
 		m.check(m.bufs[0])
 		m.release(m.bufs[0])
@@ -240,7 +248,7 @@ func (m *model) step() {
 	}
 	x := m.pick()
 	op := modelSteps[m.byte()%len(modelSteps)]
-	m.doing = fmt.Sprintf("%s of %v", op.name, x.b)
+	m.doing, m.on = op.name, *x
 	op.do(m, x)
 	// A check looks everywhere, which brings a Buf up to date. So one in four waits.
 	if m.ops%4 != 1 && slices.Contains(m.bufs, x) {
