@@ -3,7 +3,9 @@ package buffer_test
 import (
 	"bytes"
 	"errors"
+	"math"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -357,13 +359,16 @@ func TestAppendEmpty(t *testing.T) {
 	}
 }
 
-// More bytes pass through a composite than an int of 32 bits counts.
+// More bytes pass through a composite than an int of 32 bits counts, in both directions.
 func TestCompositeLivesLong(t *testing.T) {
 	const size = 64 << 20
 	m := buffer.Heap.Alloc(size)
+	defer m.Release()
 	m.Commit(size)
+	m.SetUint8At(0, 'a')
 	m.SetUint8At(size-1, 'z')
-	b := buffer.Compose()
+	b := buffer.Compose(buffer.FromString("bcd"))
+	defer b.Release()
 	for round := range 5 << 30 / size {
 		b.Append(m.Duplicate())
 		b.Append(buffer.FromString("abc"))
@@ -373,8 +378,26 @@ func TestCompositeLivesLong(t *testing.T) {
 			t.Fatalf("round %d: got %q", round, got)
 		}
 	}
-	b.Release()
-	m.Release()
+	for round := range 5 << 30 / size {
+		b.Prepend(m.Duplicate())
+		b.Truncate(2)
+		if got := content(t, b); got != "a\x00" || b.Uint8At(0) != 'a' || b.WriterIndex() != 2 {
+			t.Fatalf("round %d from the front: got %q", round, got)
+		}
+	}
+	if strconv.IntSize > 32 {
+		return
+	}
+	for b.WriterIndex() < math.MaxInt-size {
+		b.Append(m.Duplicate())
+	}
+	had := b.WriterIndex()
+	for what, add := range map[string]func(*buffer.Buf){"Append": b.Append, "Prepend": b.Prepend} {
+		wantPanic(t, what, buffer.ErrTooLarge, func() { add(m.Duplicate()) })
+	}
+	if b.WriterIndex() != had || b.Uint8At(0) != 'a' {
+		t.Errorf("got %v, want writer at %d", b, had)
+	}
 }
 
 // The room goes with the second half, so that it is filled without a move.

@@ -169,7 +169,9 @@ func (ps *parts) insert(k int, in []part) {
 			ps.list[j].end -= size
 		}
 		ps.first -= size
-		ps.origin -= size
+		if ps.origin -= size; ps.origin < -maxOrigin {
+			ps.renumber()
+		}
 	} else {
 		for j := k; j < len(ps.list); j++ {
 			ps.list[j].end += size
@@ -290,7 +292,7 @@ func (ps *parts) moveTo(o *parts, from, to int) {
 	ps.mapped -= o.mapped - had
 }
 
-// maxOrigin is the position that index 0 may reach.
+// maxOrigin is the position that index 0 may reach, in either direction.
 const maxOrigin = 1 << 30
 
 // renumber makes index 0 position 0 again, so that a Buf may live for ever.
