@@ -27,9 +27,9 @@ import (
 // it over, whether or not they succeed; Retain first to keep using the Buf. The
 // last Release returns the memory. A read or write after that panics with a
 // [MisuseError] as long as the Buf has not been handed out again; under the
-// invariants tag that never happens, so that every such use is found. The []byte of Peek, Next,
-// Window and Writable belong to the Buf and are good until it is written to,
-// compacted or released.
+// invariants tag and at [LeakAll] that never happens, so that every such use is
+// found. The []byte of Peek, Next, Window and Writable belong to the Buf and are
+// good until it is written to, compacted or released.
 //
 // Concurrency: Retain and Release are safe from any goroutine. Everything else
 // needs exclusive use; in a handler that means the channel's loop. Bufs that share
@@ -57,8 +57,8 @@ type Buf struct {
 	slot  *slot  // the memory behind the windows; nil in a free list of handles
 	owner *Cache // where this object returns to; nil if not from a pool
 
-	next  *Buf   // in a free list or return stack
-	trace *trace // where it was allocated and released; only with assertions on
+	next *Buf    // in a free list or return stack
+	rec  *record // what is known of this object without it; nil if its loss would not be noticed
 }
 
 // A slot is memory, and how to give it back. Handles that share memory point at the
@@ -68,13 +68,14 @@ type slot struct {
 	size  int
 	pins  int32 // handles that hold it; 1 while it waits in a free list with one
 	class uint8
+	apart bool    // in pages of its own, which are protected when it is given back
 	owner *Cache  // where it returns to; nil if not from a pool
 	span  *span   // the pages mem was cut from; nil if not from a pool
 	from  *origin // whose memory it is otherwise; nil if ours
 }
 
 // Flags of a Buf. A pool's Buf that is not shared and starts at its memory has
-// none but flagClean, which is what the fast paths look for.
+// none but flagClean and flagShown, which is what the fast paths look for.
 const (
 	flagClean    uint16 = 1 << iota // all bytes below l were written or zeroed
 	flagMoved                       // p is not the slot's memory
@@ -84,9 +85,13 @@ const (
 	flagReadOnly                    // memory cannot be written
 	flagHuge                        // memory is a run of pages that no cache keeps
 	flagParts                       // no memory but parts, see composite.go
+	flagTraced                      // this life is on record: see record.trace
+	flagShown                       // a slice of the memory has been handed out
 
 	// flagsOfMemory are those that all handles of a slot have in common.
 	flagsOfMemory = flagHeap | flagMapped | flagReadOnly | flagHuge
+	// flagsOfHandle stay with a handle that takes other memory.
+	flagsOfHandle = flagTraced | flagShown
 )
 
 const (
@@ -114,7 +119,10 @@ func (b *Buf) Retain() *Buf {
 func (b *Buf) Release() bool {
 	// A count of one is the caller's own: nobody else may touch it, so no
 	// read-modify-write is needed.
-	if atomic.LoadInt32(&b.ref) == 1 && b.flags&^flagClean == 0 && !invariant.Enabled {
+	if atomic.LoadInt32(&b.ref) == 1 && b.flags&^(flagClean|flagShown) == 0 && !invariant.Enabled {
+		if b.flags&flagShown != 0 {
+			b.rec.shown = false
+		}
 		b.ref = 0
 		b.flags = 0
 		b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
@@ -156,8 +164,10 @@ func (b *Buf) release() bool {
 // retire takes a handle without references out of use and gives back what it held.
 func (b *Buf) retire() {
 	b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
+	own := b.flags & flagsOfHandle
 	if b.owner == nil {
 		heapLive.Add(-1)
+		b.rec.rest() // nothing takes it back
 	}
 	if b.flags&flagParts != 0 {
 		ps := b.pieces()
@@ -166,8 +176,8 @@ func (b *Buf) retire() {
 	} else if b.flags&flagShared != 0 && !b.slot.unpin() {
 		b.part()
 	}
-	if invariant.Enabled {
-		b = b.bury()
+	if own != 0 {
+		b = b.settle()
 	}
 	b.recycle()
 }
@@ -176,6 +186,9 @@ func (b *Buf) retire() {
 func (b *Buf) part() {
 	b.slot, b.class, b.flags = nil, classView, 0
 	b.p, b.wp = nil, nil
+	if b.rec != nil {
+		b.rec.slot = nil
+	}
 }
 
 // unpin gives back one hold on s and reports whether it was the last one.
@@ -216,6 +229,13 @@ func (b *Buf) recycle() {
 		b.owner = s.owner
 		b.owner.put(b)
 	}
+}
+
+// reclaimable reports whether there is something to return when the last handle is
+// lost, or whether the collector does all by itself. A slot that is must be an object
+// of its own: the records of its handles point at it.
+func (s *slot) reclaimable() bool {
+	return s.owner != nil || s.from != nil || s.class == classParts
 }
 
 // Refs returns the number of references to b itself, without those of its slices.
@@ -361,6 +381,10 @@ func (b *Buf) Window() []byte {
 	if b.flags&flagParts != 0 {
 		return b.partsWindow()
 	}
+	if b.q == b.r {
+		return nil
+	}
+	b.show()
 	return bytesAt(b.p, b.r, b.q-b.r)
 }
 
@@ -384,7 +408,7 @@ func (b *Buf) AppendIovecs(dst []sys.Iovec, max int) []sys.Iovec {
 		return b.partsIovecs(dst, max)
 	}
 	if b.q > b.r && max > 0 {
-		dst = append(dst, sys.MakeIovec(b.Window()))
+		dst = append(dst, sys.MakeIovec(b.chunk(b.r)))
 	}
 	return dst
 }
@@ -429,18 +453,15 @@ func (b *Buf) rewind() {
 }
 
 // newHandle returns an object without memory from where b's come from.
-func (b *Buf) newHandle() *Buf {
-	if b.owner == nil {
-		heapLive.Add(1)
-		return &Buf{class: classView}
-	}
-	return b.owner.handle()
-}
+func (b *Buf) newHandle() *Buf { return b.owner.handle(b.slot) }
 
 // hold gives a handle memory.
 func (b *Buf) hold(s *slot) {
 	b.slot, b.class = s, s.class
 	b.p, b.wp = s.mem, s.mem
+	if b.rec != nil {
+		b.mirror()
+	}
 }
 
 // allocator returns where more memory for b comes from.
@@ -485,9 +506,9 @@ func (b *Buf) grow(n int) {
 	// b takes o's memory, and o what b had, to give it back.
 	mine, flags, owner := b.slot, b.flags, b.owner
 	b.hold(o.slot)
-	b.flags, b.owner, b.l = o.flags, o.owner, o.l
+	b.flags, b.owner, b.l = o.flags&^flagsOfHandle|flags&flagsOfHandle, o.owner, o.l
 	o.hold(mine)
-	o.flags, o.owner = flags&^flagMoved, owner
+	o.flags, o.owner = o.flags&flagsOfHandle|flags&^(flagsOfHandle|flagMoved), owner
 	o.Release()
 }
 
@@ -513,7 +534,7 @@ func (b *Buf) alive(op string) {
 //
 //go:noinline
 func (b *Buf) misuse(op string) {
-	panic(b.trace.misuse(op))
+	panic(b.rec.misuse(op))
 }
 
 // short panics because b holds fewer than n bytes.

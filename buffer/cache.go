@@ -40,7 +40,7 @@ type Cache struct {
 	mu     sync.Mutex // taken by those who use a shared cache
 	depth  int        // of nested Binds
 	cached int        // bytes in lists, records included
-	_      int        // no list lies in two lines of the processor's cache
+	sample int        // allocations until one is sampled; the fourth word, for no list to lie in two lines of the processor's cache
 	lists  [numClasses + 1]list
 	filled [numClasses + 1]tally // objects from the pool, less those given back to it
 
@@ -93,7 +93,7 @@ var closedStack = new(Buf)
 
 // newCache returns a cache that p does not know yet.
 func newCache(p *Pool) *Cache {
-	c := &Cache{pool: p}
+	c := &Cache{pool: p, sample: sampleGap()}
 	c.bound.Store(uintptr(p.bound))
 	for class := range c.lists {
 		c.lists[class].cost = classCosts[class]
@@ -138,14 +138,19 @@ func (c *Cache) Alloc(n int) *Buf {
 // TryAlloc is Alloc with an error in place of a panic.
 func (c *Cache) TryAlloc(n int) (*Buf, error) {
 	if c.owner.Load() == goid.Current() {
-		if uint(n) <= maxSlot && !invariant.Enabled {
+		if uint(n) < uint(plainSizes.Load()) && !invariant.Enabled {
 			f := &c.lists[classOf(n)]
 			if b := f.top; b != nil {
 				f.top = b.next
+				b.next = nil // else b would keep that one from the collector
 				c.cached -= f.cost
 				f.allocs.add(1)
 				b.l = f.cost - recordSize
 				b.ref = 1
+				if c.sample--; c.sample <= 0 {
+					c.sample = sampleGap()
+					b.follow()
+				}
 				return b, nil
 			}
 		}
@@ -167,6 +172,11 @@ func (c *Cache) alloc(n int) (*Buf, error) {
 
 // allocSlot returns a Buf with a slot of a class.
 func (c *Cache) allocSlot(class int) (*Buf, error) {
+	if modes.Load()&modeApart != 0 {
+		if b := c.allocApart(class); b != nil {
+			return b, nil
+		}
+	}
 	if c.lists[class].top == nil {
 		c.drain()
 	}
@@ -188,9 +198,11 @@ func begun(b *Buf, err error) (*Buf, error) {
 	return b, nil
 }
 
-// handle returns an object without memory.
-func (c *Cache) handle() *Buf {
+// handle returns an object for more of s, without memory; not from a pool if c is nil.
+func (c *Cache) handle(s *slot) *Buf {
 	switch {
+	case c == nil:
+		return s.stray()
 	case c.owner.Load() == goid.Current():
 		return c.popHandle()
 	case c.shared:
@@ -198,7 +210,7 @@ func (c *Cache) handle() *Buf {
 		defer c.mu.Unlock()
 		return c.popHandle()
 	default:
-		return c.pool.shared.handle()
+		return c.pool.shared.handle(s)
 	}
 }
 
@@ -217,8 +229,12 @@ func (c *Cache) pop(class int) *Buf {
 	f := &c.lists[class]
 	b := f.top
 	f.top = b.next
+	b.next = nil // as in TryAlloc
 	c.cached -= f.cost
 	f.allocs.add(1)
+	if c.sample--; c.sample <= 0 || tracing() {
+		c.due(b)
+	}
 	return b
 }
 

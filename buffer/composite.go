@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"github.com/runnel-io/runnel/internal/invariant"
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
@@ -122,7 +121,11 @@ func (b *Buf) compose() {
 	r := b.r
 	h := b.newHandle()
 	h.born()
-	h.slot, h.class, h.flags = b.slot, b.class, b.flags
+	h.hold(b.slot)
+	h.flags = h.flags&flagsOfHandle | b.flags&^flagsOfHandle
+	if b.flags&flagShown != 0 {
+		h.show()
+	}
 	h.p, h.wp, h.q, h.l = b.p, b.wp, b.q, b.l
 	h.owner, b.owner = b.owner, h.owner
 	h.sync()
@@ -138,8 +141,8 @@ func (b *Buf) compose() {
 
 // become makes b, whose own memory has been taken, a composite of ps.
 func (b *Buf) become(ps *parts) {
-	b.slot, b.class, b.flags = &ps.slot, classParts, flagParts
-	b.p, b.wp = nil, nil
+	b.hold(&ps.slot)
+	b.flags = b.flags&flagsOfHandle | flagParts
 	b.r, b.w, b.q, b.l, b.lim3 = 0, 0, 0, 0, 0
 }
 
@@ -194,7 +197,7 @@ func (b *Buf) partsExclusive() bool {
 // reopen sets the windows after the parts have changed, with the reader at index i.
 func (b *Buf) reopen(i int) {
 	ps := (*parts)(unsafe.Pointer(b.slot))
-	b.flags = flagParts
+	b.flags = b.flags&flagsOfHandle | flagParts
 	b.wp, b.q, b.l = nil, 0, 0
 	ps.wbase = ps.first - ps.origin
 	if n := len(ps.list) - 1; n >= ps.head {
@@ -234,7 +237,7 @@ func (b *Buf) takeApart(dst []part) []part {
 	mine := atomic.LoadInt32(&b.ref) == 1
 	switch {
 	case b.flags&flagParts == 0 && mine:
-		if invariant.Enabled { // the caller's handle is of no more use
+		if tracing() { // the caller's handle is of no more use
 			v := b.splitAt(b.r)
 			b.Release()
 			b = v
@@ -337,7 +340,8 @@ func (b *Buf) splitParts(i int) *Buf {
 		ps.moveTo(vs, ps.head, k)
 		ps.head, ps.first, ps.origin = k, pos, pos
 		ps.pinned += ps.charge(k)
-		b.slot, v.slot = v.slot, b.slot
+		b.hold(&vs.slot)
+		v.hold(&ps.slot)
 	}
 	b.reopen(min(r, i))
 	v.reopen(max(0, r-i))
@@ -628,7 +632,9 @@ func (b *Buf) peekParts(n int) []byte {
 	}
 	i := b.ReaderIndex()
 	b.gather(i, n)
-	b.seek(b.pieces(), i)
+	ps := b.pieces()
+	b.seek(ps, i)
+	ps.list[ps.cur].b.show()
 	return bytesAt(b.p, b.r, n)
 }
 
@@ -670,7 +676,8 @@ func (b *Buf) Consolidate() {
 	o := b.allocator().Alloc(n)
 	b.copyTo(o, from, n)
 	o.q = n
-	b.slot, b.class, b.flags = o.slot, o.class, o.flags
+	b.hold(o.slot)
+	b.flags = b.flags&flagsOfHandle | o.flags&^flagsOfHandle
 	b.owner, o.owner = o.owner, b.owner
 	b.p, b.wp, b.r, b.q, b.l = o.p, o.wp, r, n, o.l
 	b.sync()
@@ -683,12 +690,18 @@ func (b *Buf) Consolidate() {
 func (b *Buf) partsWindow() []byte {
 	ps := b.pieces()
 	b.seek(ps, b.ReaderIndex())
+	if b.w == b.r {
+		return nil
+	}
+	ps.list[ps.cur].b.show()
 	return bytesAt(b.p, b.r, b.w-b.r)
 }
 
 // eachPart yields the bytes from the reader on, part by part.
 func (b *Buf) eachPart(yield func([]byte) bool) {
 	for i, end := b.ReaderIndex(), b.WriterIndex(); i < end; {
+		x, _ := b.partAt(i)
+		x.show()
 		p := b.chunk(i)
 		if !yield(p) {
 			return

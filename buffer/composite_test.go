@@ -702,6 +702,7 @@ func TestDuplicatesOnGoroutines(t *testing.T) {
 }
 
 func TestCompositeAllocatesNothing(t *testing.T) {
+	usualLevel(t)
 	if invariant.Enabled || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
 		t.Skip("see TestAllocations")
 	}

@@ -22,4 +22,8 @@
 // [Buf.WriterIndex] returned. [Buf.Reserve] leaves room for a length that is known
 // later. A Buf is also an io.Reader and io.Writer, and prints its indices, never its
 // content unless asked for a dump: [Buf.Format].
+// A Buf that is garbage before its last release is reported ([OnLeak]); the pprof
+// profile runnel/buffers shows what is alive. RUNNEL_LEAK=all in the environment
+// ([LeakAll]) finds for each where it was allocated and which handlers had it, and
+// makes the use of released memory fault. A test calls [CheckLeaks].
 package buffer

@@ -3,6 +3,7 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 var (
@@ -64,10 +65,13 @@ func (e *Error) Unwrap() error { return e.Err }
 // against its ownership rules: released too often, used after its last release, or
 // touched by a goroutine that does not own it. It is a mistake in the program.
 type MisuseError struct {
-	Op   string // the call that found it
-	Err  error  // cause; ErrReleased for a use after the last release
-	Born string // stack of the allocation; empty unless assertions are on
-	Died string // stack of the last release; empty unless assertions are on
+	Op  string // the call that found it
+	Err error  // cause; ErrReleased for a use after the last release
+
+	// Known at level LeakAll, under CheckLeaks, and when assertions are on.
+	Born    string   // stack of the allocation
+	Died    string   // stack of the last release
+	Touches []string // the handlers it was given to, the first and the last 4 of them; not with assertions alone
 }
 
 func (e *MisuseError) Error() string {
@@ -77,6 +81,9 @@ func (e *MisuseError) Error() string {
 	}
 	if e.Died != "" {
 		s += "\nreleased at:\n" + e.Died
+	}
+	if len(e.Touches) > 0 {
+		s += "\ngiven to: " + strings.Join(e.Touches, ", ")
 	}
 	return s
 }

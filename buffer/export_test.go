@@ -66,3 +66,41 @@ func CheckParts(b *Buf) error {
 	}
 	return nil
 }
+
+// Forget makes up for what a test has lost on purpose: n Bufs and FileRegions are no
+// longer live, and the next leak is the first of its kind.
+func Forget(n int64) {
+	heapLive.Add(-n)
+	reports.Lock()
+	reports.seen = nil
+	reports.Unlock()
+}
+
+// Disown takes a pool that cannot be closed any more off the process's account.
+func Disown(p *Pool) {
+	pools.Lock()
+	delete(pools.all, p)
+	pools.Unlock()
+}
+
+// Traced reports whether b's stack has been taken.
+func Traced(b *Buf) bool { return b.flags&flagTraced != 0 }
+
+// SampleEvery and MaxLeakKeys are bounds of the reports.
+const (
+	SampleEvery = sampleEvery
+	MaxLeakKeys = maxLeakKeys
+)
+
+// Apart reports whether b's memory has pages of its own.
+func Apart(b *Buf) bool { return b.slot.apart }
+
+// Jailed returns how much memory of p is protected.
+func Jailed(p *Pool) (runs, bytes int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.jail.runs, p.jail.bytes
+}
+
+// ParseLevel is what RUNNEL_LEAK goes through.
+func ParseLevel(s string) (LeakLevel, error) { return parseLevel(s) }

@@ -4,7 +4,8 @@ import "unsafe"
 
 // Heap is the Allocator of the Go heap: no limit but the runtime's, no pool, and
 // nothing to be gained by a release but the finding of mistakes. Its Bufs behave
-// like any others.
+// like any others, except that at level [LeakSampled] the loss of one that was not
+// sampled goes unnoticed: no memory is lost with it.
 var Heap Allocator = heap{}
 
 type heap struct{}

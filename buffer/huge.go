@@ -24,8 +24,9 @@ func (c *Cache) allocHuge(n, align int) (*Buf, error) {
 		}
 	}
 	b := c.popHandle()
-	b.hold(&slot{mem: run.base, size: run.bytes, pins: 1, class: classHuge, owner: c, span: &span{chunk: run}})
-	b.flags = flagHuge
+	apart := modes.Load()&modeApart != 0 && p.space != nil
+	b.hold(&slot{mem: run.base, size: run.bytes, pins: 1, class: classHuge, apart: apart, owner: c, span: &span{chunk: run}})
+	b.flags |= flagHuge
 	return b, nil
 }
 
@@ -67,18 +68,23 @@ func (p *Pool) takeHuge(n, align int) (*chunk, error) {
 
 // freeHuge takes the run of pages from a handle. Remote is what ClassStats counts.
 func (p *Pool) freeHuge(b *Buf, remote bool) {
-	c := b.slot.span.chunk
+	s := b.slot
 	b.part()
 	p.mu.Lock()
-	p.inUse -= c.bytes
+	defer p.unlock()
+	_, bytes := s.span.run()
 	p.runs.Live--
 	p.runs.Spans--
-	p.runs.Mapped -= int64(c.bytes)
+	p.runs.Mapped -= int64(bytes)
 	p.runs.Releases++
 	if remote {
 		p.runs.Remote++
 	}
+	if s.apart && p.lockUp(s.span) {
+		return
+	}
+	c := s.span.chunk
+	p.inUse -= c.bytes
 	p.huge = append(p.huge, c)
 	p.fallEmpty(c)
-	p.unlock()
 }

@@ -40,3 +40,11 @@ func wantPanic(t *testing.T, what string, target error, f func()) {
 		t.Errorf("%s: got panic %v, want %v", what, err, target)
 	}
 }
+
+// usualLevel runs the test at the default level: at level all memory has pages of its
+// own and is not used again.
+func usualLevel(t *testing.T) {
+	t.Helper()
+	old := buffer.SetLeakLevel(buffer.LeakSampled)
+	t.Cleanup(func() { buffer.SetLeakLevel(old) })
+}

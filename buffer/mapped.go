@@ -46,7 +46,8 @@ func MapFile(f *os.File, off int64, n int) (*Buf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("buffer: MapFile: %w", err)
 	}
-	b := new(Buf)
+	b := &Buf{class: classView}
+	b.enlist(nil)
 	b.hold(&slot{mem: unsafe.Pointer(unsafe.SliceData(data)), size: n, pins: 1, class: classView, from: &origin{data: data}})
 	b.flags = flagMapped | flagReadOnly
 	b.q, b.l = n, n
@@ -94,6 +95,7 @@ func (b *Buf) Advise(a Advice) error {
 func (b *Buf) copyOut(dst []byte, i int) {
 	if b.flags&(flagMapped|flagParts) == 0 {
 		copy(dst, bytesAt(b.p, i, len(dst)))
+		runtime.KeepAlive(b) // the memory of a lost Buf may be another's at once
 		return
 	}
 	if b.flags&flagMapped != 0 {

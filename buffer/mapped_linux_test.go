@@ -382,3 +382,35 @@ func TestMappedStreams(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+// The mapping of a lost Buf ends, unless a slice of it was handed out.
+func TestLostMapping(t *testing.T) {
+	setLevel(t, buffer.LeakSampled)
+	l := lookForLeaks(t, 3)
+	f := openTemp(t, "0123456789")
+	loseHere(func() { mapFile(t, f, 0, 10).ReadUint16() })
+	if leak := l.next(); leak.Kind != "mapped Buf" || leak.Bytes != 10 || !leak.Reclaimed {
+		t.Errorf("got %+v, want a mapped Buf of 10 bytes, reclaimed", leak)
+	}
+	if got := mappings(t, f.Name()); got != 0 {
+		t.Errorf("got %d mappings, want 0", got)
+	}
+	loseHere(func() {
+		b := mapFile(t, f, 0, 10)
+		b.Slice(2, 3)
+		b.Release()
+	})
+	l.next()
+	if got := mappings(t, f.Name()); got != 0 {
+		t.Errorf("got %d mappings after the loss of a slice, want 0", got)
+	}
+	var stale []byte
+	buffer.Forget(0) // for the third to be reported
+	loseHere(func() { stale = mapFile(t, f, 0, 10).Window() })
+	if leak := l.next(); leak.Reclaimed {
+		t.Errorf("got %+v, want it kept", leak)
+	}
+	if got := mappings(t, f.Name()); got != 1 || string(stale) != "0123456789" {
+		t.Errorf("got %d mappings and %q, want 1 that can be read", got, stale)
+	}
+}

@@ -74,6 +74,7 @@ type Pool struct {
 	spare     *Buf              // handles without memory, for reuse
 	spares    int
 	slots     []*slot // records of no memory, for reuse
+	jail      jail    // memory of released Bufs that nobody may touch
 	caches    []*Cache
 	past      books      // of closed caches, and of what was released straight to the pool
 	runs      ClassStats // of huge runs
@@ -220,6 +221,7 @@ func (p *Pool) Close() error {
 	p.shared.giveBack(0)
 
 	p.mu.Lock()
+	p.clearJail()
 	p.dropEmpty(0, math.MaxUint64)
 	p.spare, p.spares, p.spans, p.slots = nil, 0, nil, nil
 	space := p.space

@@ -82,6 +82,7 @@ func TestPoolConfig(t *testing.T) {
 }
 
 func TestLimit(t *testing.T) {
+	usualLevel(t)
 	const limit = 4 << 20
 	for _, size := range []int{64, 4 << 10, 100 << 10, 1 << 20, 3 << 20} {
 		p := newPool(t, buffer.PoolConfig{Limit: limit})
@@ -133,6 +134,7 @@ func TestLimit(t *testing.T) {
 
 // Memory that is empty in one shape makes room for another.
 func TestEmptyMemoryMakesRoom(t *testing.T) {
+	usualLevel(t)
 	const limit = 16 << 20
 	c := boundCache(t, buffer.PoolConfig{Limit: limit, Retain: limit})
 	for _, size := range []int{1 << 10, 3 << 20, 500 << 10, 12 << 20, 64} {
@@ -157,6 +159,7 @@ func TestEmptyMemoryMakesRoom(t *testing.T) {
 // After everything is released nothing is in use; what is empty goes to the system
 // after the grace period, and at once beyond the bound.
 func TestMemoryGoesBack(t *testing.T) {
+	usualLevel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const retain = 8 << 20
 		p, err := buffer.NewPool(buffer.PoolConfig{Limit: 512 << 20, Retain: retain, Grace: time.Minute})
@@ -198,6 +201,7 @@ func TestMemoryGoesBack(t *testing.T) {
 
 // Memory that has gone back to the system faults; it is never somebody else's.
 func TestStaleMemoryFaults(t *testing.T) {
+	usualLevel(t)
 	p := newPool(t, buffer.PoolConfig{Retain: -1})
 	if !p.Stats().OffHeap {
 		t.Skip("memory is on the Go heap")
@@ -222,6 +226,7 @@ func TestStaleMemoryFaults(t *testing.T) {
 
 // A cache is bounded, and so is what comes back to it from elsewhere.
 func TestCacheIsBounded(t *testing.T) {
+	usualLevel(t)
 	const bound = 256 << 10
 	p := newPool(t, buffer.PoolConfig{Cache: bound})
 	c := p.NewCache()
@@ -257,6 +262,7 @@ func TestCacheIsBounded(t *testing.T) {
 
 // What is released elsewhere is allocated again by the owner.
 func TestRemoteReleaseComesBack(t *testing.T) {
+	usualLevel(t)
 	if invariant.Enabled {
 		t.Skip("handles are not used again")
 	}
@@ -356,6 +362,7 @@ func TestPoolClose(t *testing.T) {
 
 // 10,000 connections that hold one byte each cost little.
 func TestSmallBuffersAreCheap(t *testing.T) {
+	usualLevel(t)
 	if invariant.Enabled {
 		t.Skip("handles are larger with assertions on")
 	}
@@ -373,8 +380,8 @@ func TestSmallBuffersAreCheap(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	each := (int(after.HeapAlloc-before.HeapAlloc) + int(c.Pool().Stats().InUse)) / n
 	t.Logf("%d bytes each", each)
-	if each > 200 {
-		t.Errorf("a buffer of one byte costs %d bytes, want at most 200", each)
+	if each > 240 { // a quarter of it for its loss to be noticed
+		t.Errorf("a buffer of one byte costs %d bytes, want at most 240", each)
 	}
 	for _, b := range held {
 		b.Release()
@@ -382,6 +389,7 @@ func TestSmallBuffersAreCheap(t *testing.T) {
 }
 
 func TestAllocations(t *testing.T) {
+	usualLevel(t)
 	if invariant.Enabled {
 		t.Skip("assertions allocate")
 	}

@@ -25,6 +25,7 @@ func hold(a buffer.Allocator, n, size int) (release func(n int)) {
 
 // Pressure begins at 90 % of the limit and ends at 80 %, and every change is told once.
 func TestPressure(t *testing.T) {
+	usualLevel(t)
 	const run = 2 << 20 // a Buf that no cache keeps
 	p := newPool(t, buffer.PoolConfig{Limit: 20 * run})
 	told := make(chan bool, 10)
@@ -100,6 +101,7 @@ func TestPressure(t *testing.T) {
 // Under pressure an owner gives back what it only keeps, when it next releases or
 // takes memory from the pool, and from then on keeps little.
 func TestPressureEmptiesCaches(t *testing.T) {
+	usualLevel(t)
 	const limit = 40 << 20
 	for name, touch := range map[string]func(c *buffer.Cache){
 		"release": func(c *buffer.Cache) { c.Alloc(64 << 10).Release() },
@@ -140,6 +142,7 @@ func TestPressureEmptiesCaches(t *testing.T) {
 // At the limit, what lies on the return stacks of other caches is had at once, and
 // what is in their lists as soon as their owners have seen that it is wanted.
 func TestLimitTakesFromCaches(t *testing.T) {
+	usualLevel(t)
 	const limit = 32 << 20
 	p := newPool(t, buffer.PoolConfig{Limit: limit, Cache: 8 << 20})
 	idle, busy := p.NewCache(), p.NewCache()
@@ -190,6 +193,7 @@ func TestLimitTakesFromCaches(t *testing.T) {
 // An allocation that is too large for the room there is asks the caches for theirs,
 // long before there is pressure.
 func TestRefusedAllocationAsks(t *testing.T) {
+	usualLevel(t)
 	const limit = 40 << 20
 	p := newPool(t, buffer.PoolConfig{Limit: limit, Cache: 8 << 20})
 	c := p.NewCache()
@@ -211,6 +215,7 @@ func TestRefusedAllocationAsks(t *testing.T) {
 // What comes back to a cache after its owner has trimmed it goes to the pool, until
 // the owner uses it again.
 func TestTrimmedCacheKeepsNothing(t *testing.T) {
+	usualLevel(t)
 	p := newPool(t, buffer.PoolConfig{})
 	c := p.NewCache()
 	c.Bind()

@@ -407,6 +407,9 @@ func (b *Buf) Peek(n int) []byte {
 	if b.flags&flagParts != 0 {
 		return b.peekParts(n)
 	}
+	if n > 0 {
+		b.show()
+	}
 	return bytesAt(b.p, b.r, n)
 }
 

@@ -29,6 +29,7 @@ func (p *Pool) sweep() {
 // are asked to give back theirs, for those who try again a little later.
 func (c *Cache) reclaim() {
 	p := c.pool
+	p.pardon()
 	c.collect()
 	c.giveBack(0)
 	if c.shared {

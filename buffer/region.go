@@ -3,8 +3,6 @@ package buffer
 import (
 	"os"
 	"sync/atomic"
-
-	"github.com/runnel-io/runnel/internal/invariant"
 )
 
 // FileRegion is a range of a file as a message. A transport sends it from the file
@@ -25,8 +23,8 @@ type FileRegion struct {
 	n    int64
 	sent int64
 
-	ref   atomic.Int32
-	trace *trace
+	ref atomic.Int32
+	rec *record // what is known of this object without it; nil if its loss would not be noticed
 }
 
 // NewFileRegion returns a region of n bytes of f from offset off, and takes f over.
@@ -38,9 +36,7 @@ func NewFileRegion(f *os.File, off, n int64) *FileRegion {
 	}
 	r := &FileRegion{file: f, fd: int(f.Fd()), off: off, n: n}
 	r.ref.Store(1)
-	if invariant.Enabled {
-		r.trace = newTrace()
-	}
+	r.enlist()
 	heapLive.Add(1)
 	return r
 }
@@ -49,7 +45,7 @@ func NewFileRegion(f *os.File, off, n int64) *FileRegion {
 func (r *FileRegion) Retain() *FileRegion {
 	if r.ref.Add(1) <= 1 {
 		r.ref.Add(-1)
-		panic(r.trace.misuse("Retain"))
+		panic(r.rec.misuse("Retain"))
 	}
 	return r
 }
@@ -63,11 +59,9 @@ func (r *FileRegion) Release() bool {
 	}
 	if n < 0 {
 		r.ref.Add(1)
-		panic(r.trace.misuse("Release"))
+		panic(r.rec.misuse("Release"))
 	}
-	if invariant.Enabled {
-		r.trace.release()
-	}
+	r.settle()
 	heapLive.Add(-1)
 	r.fd = -1          // the number may soon be another file's
 	_ = r.file.Close() // opened for reading: there is nothing to lose
@@ -98,7 +92,7 @@ func (r *FileRegion) Remaining() int64 { return r.n - r.sent }
 // Advance records that n more bytes have been sent. A transport calls it.
 func (r *FileRegion) Advance(n int64) {
 	if r.ref.Load() <= 0 {
-		panic(r.trace.misuse("Advance"))
+		panic(r.rec.misuse("Advance"))
 	}
 	if n < 0 || n > r.n-r.sent {
 		panic(&MisuseError{Op: "Advance", Err: ErrShort})

@@ -53,7 +53,7 @@ func (p *Pool) cut(c *Cache, class, want int) (int, error) {
 		s := p.partial[class]
 		if s == nil {
 			var err error
-			if s, err = p.newSpan(class); err != nil {
+			if s, err = p.newSpan(class, classPages[class]); err != nil {
 				return got, err
 			}
 		}
@@ -81,11 +81,13 @@ func (p *Pool) cut(c *Cache, class, want int) (int, error) {
 func (p *Pool) newHandle() *Buf {
 	b := p.spare
 	if b == nil {
-		return &Buf{class: classView}
+		b = &Buf{class: classView}
+	} else {
+		p.spare = b.next
+		p.spares--
+		b.next = nil
 	}
-	p.spare = b.next
-	p.spares--
-	b.next = nil
+	b.enlist(p)
 	return b
 }
 
@@ -145,6 +147,7 @@ func (p *Pool) take(chain *Buf, released bool) {
 			}
 		}
 		b.part()
+		b.rec.rest()
 		b.owner, b.next = nil, nil
 		if p.spares < maxSpares && !p.closed {
 			b.next = p.spare
@@ -175,12 +178,11 @@ func (p *Pool) unlink(s *span) {
 	s.prev, s.next = nil, nil
 }
 
-// newSpan takes pages for a class and links them.
-func (p *Pool) newSpan(class int) (*span, error) {
+// newSpan takes so many pages for a class and links them.
+func (p *Pool) newSpan(class, pages int) (*span, error) {
 	if p.closed {
 		return nil, ErrClosed
 	}
-	pages := classPages[class]
 	if p.inUse+pages*pageSize > p.limit {
 		return nil, ErrOutOfMemory
 	}

@@ -52,6 +52,7 @@ func wantSums(t *testing.T, p *buffer.Pool) {
 }
 
 func TestStats(t *testing.T) {
+	usualLevel(t)
 	p := newPool(t, buffer.PoolConfig{Limit: 64 << 20})
 	c := p.NewCache()
 	c.Bind()
@@ -111,6 +112,7 @@ func TestStats(t *testing.T) {
 
 // Statistics that are taken while Bufs come back from elsewhere lose none of them.
 func TestStatsWhileReleasing(t *testing.T) {
+	usualLevel(t)
 	n := 20000
 	if invariant.Enabled {
 		n = 2000

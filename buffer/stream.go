@@ -108,14 +108,14 @@ func (b *Buf) WriteTo(w io.Writer) (int64, error) {
 func (b *Buf) ReadFrom(r io.Reader) (int64, error) {
 	var sum int64
 	for empty := 0; ; {
-		p := b.Writable()
+		p := b.writable()
 		if len(p) == 0 {
 			// The last bytes below MaxCap are used up; then one more is refused.
 			want := max(1, min(minRead, b.MaxCap()-b.WriterIndex()))
 			if err := b.tryEnsure(want); err != nil {
 				return sum, err
 			}
-			p = b.Writable()
+			p = b.writable()
 		}
 		n, err := r.Read(p)
 		if n < 0 || n > len(p) {

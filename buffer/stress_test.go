@@ -26,6 +26,7 @@ var (
 //
 // A seed repeats what each goroutine does, not how they take turns.
 func TestPoolStress(t *testing.T) {
+	usualLevel(t)
 	seed := *stressSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -146,12 +146,17 @@ func (b *Buf) view(i, n int) *Buf {
 	}
 	b.flags |= flagShared
 	v := b.newHandle()
-	v.hold(s)
-	v.flags = b.flags&flagsOfMemory | flagShared | flagMoved
+	// As hold, without the call.
+	v.slot, v.class = s, s.class
+	if v.rec != nil {
+		v.mirror()
+	}
+	v.flags |= b.flags&flagsOfMemory | flagShared | flagMoved
+	v.p = s.mem
 	if n > 0 {
 		v.p = unsafe.Add(b.p, i)
-		v.wp = v.p
 	}
+	v.wp = v.p
 	v.r, v.q, v.l = 0, n, n
 	v.sync()
 	v.born()

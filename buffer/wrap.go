@@ -33,7 +33,8 @@ func (o *origin) release() {
 // reading the memory uses [Buf.ReadOnly] on what it hands out.
 //
 // Release, which may be nil, is called once: when the Buf and all its slices have been
-// released, or after a growth has left the memory behind, on the goroutine that did so.
+// released, or after a growth has left the memory behind, on the goroutine that did so;
+// or on one of the runtime's when the Buf is lost, see [LeakSampled].
 func Wrap(release func(), pieces ...[]byte) *Buf {
 	o := &origin{hook: release}
 	bufs := make([]*Buf, 0, len(pieces))
@@ -56,15 +57,15 @@ func Wrap(release func(), pieces ...[]byte) *Buf {
 var nothing [1]byte
 
 func wrapped(p []byte, o *origin) *Buf {
-	v := &struct {
-		b Buf
-		s slot
-	}{s: slot{mem: unsafe.Pointer(&nothing), size: len(p), pins: 1, class: classView, from: o}}
+	s := &slot{mem: unsafe.Pointer(&nothing), size: len(p), pins: 1, class: classView, from: o}
 	if len(p) > 0 {
-		v.s.mem = unsafe.Pointer(unsafe.SliceData(p))
+		s.mem = unsafe.Pointer(unsafe.SliceData(p))
 	}
-	b := &v.b
-	b.hold(&v.s)
+	b := &Buf{class: classView}
+	if o.hook != nil {
+		b.enlist(nil) // it must be called
+	}
+	b.hold(s)
 	b.flags = flagHeap
 	b.q, b.l = len(p), len(p)
 	b.sync()

@@ -190,7 +190,7 @@ func (b *Buf) WriteRange(src *Buf, i, n int) {
 	src.readable(i, n)
 	b.EnsureWritable(n) // src does not move any more, if it is b
 	if src.Mapped() {
-		src.copyOut(b.Writable()[:n], i) // all of it, or a panic and nothing
+		src.copyOut(b.writable()[:n], i) // all of it, or a panic and nothing
 		b.Commit(n)
 		return
 	}
@@ -241,6 +241,15 @@ func (b *Buf) Truncate(i int) {
 // been filled becomes readable by [Buf.Commit]. Call [Buf.EnsureWritable] first for
 // a certain size. The slice is b's, as that of [Buf.Next].
 func (b *Buf) Writable() []byte {
+	p := b.writable()
+	if len(p) > 0 {
+		b.showLast()
+	}
+	return p
+}
+
+// writable is Writable for those who hold b for as long as they use the slice.
+func (b *Buf) writable() []byte {
 	b.alive("Writable")
 	p := bytesAt(b.wp, b.q, b.l-b.q)
 	if b.flags&flagClean == 0 {

@@ -38,6 +38,7 @@ func (*all) HandleReadRequest(c *pipeline.Context) error   { c.Read(); return ni
 func (*all) InterceptActive(c *pipeline.Context) error     { c.FireActive(); return nil }
 
 func TestAllocations(t *testing.T) {
+	defer buffer.SetLeakLevel(buffer.SetLeakLevel(buffer.LeakSampled)) // at level all buffers are not used again
 	l := newLoop(t)
 	m := newMemory(t, l, new(all), new(writeForwarder), new(all), new(writeForwarder), new(all), new(writeForwarder), new(sink))
 	msg := buffer.FromString("hello")

@@ -63,6 +63,9 @@ func (c *Context) setHandler(h any) {
 	c.handler = h
 	c.reader, _ = h.(ReadHandler)
 	c.writer, _ = h.(WriteHandler)
+	if c.p.touches {
+		c.touch()
+	}
 }
 
 // Name returns the name that the handler was added with, or Type#N.

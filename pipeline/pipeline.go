@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/invariant"
 	"go.uber.org/zap"
@@ -42,6 +43,7 @@ type Pipeline struct {
 	normal  bool     // the innermost guarded stretch has come to its end
 	exiting bool     // a Goexit is unwinding this goroutine
 	removed bool     // all handlers have been removed: the channel is over
+	touches bool     // buffers are told of the handlers they pass; fixed
 	wanted  mask     // what any handler that was ever added takes
 	errFrom *Context // where the error now under way came from
 }
@@ -53,6 +55,10 @@ func (p *Pipeline) init(b *Base) {
 		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
 	p.tail = Context{p: p, handler: t, typ: tailType, reader: t,
 		mask: maskRead | maskEvent | maskError}
+	if p.touches = buffer.Touching(); p.touches {
+		p.head.touch()
+		p.tail.touch()
+	}
 	p.head.next, p.head.nextRead = &p.tail, &p.tail
 	p.tail.prev, p.tail.prevWrite = &p.head, &p.head
 	p.cur = &p.head

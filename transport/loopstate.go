@@ -115,7 +115,7 @@ func (s *loopState) message(i uint8) *buffer.Buf {
 	hot := s.hot[i]
 	if n := hot.Len(); n <= copyLimit {
 		if b, err := s.alloc.TryAlloc(n); err == nil {
-			b.Write(hot.Window())
+			b.WriteBuf(hot)
 			hot.Clear()
 			return b
 		}
