@@ -593,9 +593,17 @@ func (m *model) split(x *modelBuf) {
 	m.check(v)
 }
 
-// joinTwo tries to join what may have been split.
+// joinTwo tries to join what may have been split, or is split before.
 func (m *model) joinTwo(x *modelBuf) {
 	o := m.pick()
+	how := m.byte()
+	if how%2 == 0 {
+		m.split(x)
+		if o = m.bufs[len(m.bufs)-1]; how%3 == 0 {
+			o.b.Retain()
+			o.refs++
+		}
+	}
 	for _, y := range m.bufs {
 		if !x.parts && !y.parts && y.segs[0].mem == x.segs[0].mem && y.segs[0].off+y.r == x.segs[0].off+x.w && y.len() > 0 {
 			o = y
