@@ -22,15 +22,18 @@ const (
 	LeakOff LeakLevel = iota
 	// LeakSampled finds every lost Buf of a Pool, mapped Buf, Buf of wrapped memory with
 	// a release function, and FileRegion, and knows where one in 128 of them was
-	// allocated, at random. Of the Bufs of the Heap it finds those one in 128. It costs some 5 ns an allocation, and some 150 bytes
-	// for each Buf a pool has ever needed at the same time. It is the default.
+	// allocated, at random. Of the Bufs of the Heap it finds those one in 128. It costs
+	// some 5 ns an allocation, and some 120 bytes for each Buf a pool has ever needed at
+	// the same time. It is the default.
 	LeakSampled
 	// LeakAll knows where each was allocated, released and [Touch]ed, never uses a
 	// Buf a second time, and gives each memory of a Pool pages of its own, which
-	// are protected after the last release for as long as a bounded quarantine has
-	// room: a slice that outlives its Buf faults at the line that uses it. Where
+	// are protected after the last release until 4,096 later ones, or an eighth of the
+	// pool's limit but at most 64 MiB of them, have taken their place: a slice that
+	// outlives its Buf faults at the line that uses it. Where
 	// pages cannot be protected (the Heap, off Linux, race and asan builds) the memory
 	// is overwritten. It costs microseconds and pages for each Buf: it is for tests.
+	// PoolStats counts all such memory as Huge.
 	LeakAll
 )
 

@@ -135,10 +135,10 @@ func (r *record) leaveProfile() {
 	}
 }
 
-// Touch notes at level [LeakAll] that msg, a Buf or a FileRegion, was given to who, for
-// the report of its loss and of its misuse. A pipeline calls it for each handler. The
-// first touch and the last few are kept. It is safe from any goroutine that holds a
-// reference to msg.
+// Touch notes that msg, a Buf or a FileRegion, was given to who, for the report of its
+// loss or misuse; at level [LeakAll] and under [CheckLeaks], otherwise it does nothing.
+// A pipeline calls it for each handler. The first touch and the last 4 are kept. It is
+// safe from any goroutine that holds a reference to msg.
 func Touch(msg any, who string) {
 	var r *record
 	switch m := msg.(type) {
