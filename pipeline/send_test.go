@@ -482,16 +482,23 @@ func ExampleChannel_Send() {
 		}
 		produced <- err
 	}()
+	take := func() bool {
+		row := ch.ReadOutbound() // which runs the loop
+		if row != nil {
+			fmt.Println(row)
+		}
+		return row != nil
+	}
 	for {
 		select {
 		case err := <-produced:
+			for take() {
+			}
 			fmt.Println("produced:", err)
 			_ = ch.Finish()
 			return
 		default:
-			if row := ch.ReadOutbound(); row != nil { // which runs the loop
-				fmt.Println(row)
-			}
+			take()
 		}
 	}
 	// Output:
