@@ -137,3 +137,37 @@ func BenchmarkInLoop(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkStrand hands tasks to one owner at a time, from another goroutine. The
+// goroutine with a channel beside it is what a program without strands would use, one
+// for each owner.
+func BenchmarkStrand(b *testing.B) {
+	b.Run("strand", func(b *testing.B) {
+		o := newTestOffload(b, OffloadConfig{})
+		s := newTestStrand(b, o, StrandConfig{})
+		var task countTask
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			_ = s.Submit(&task)
+			if i%1024 == 0 { // lets the strand keep up
+				done := make(chan struct{})
+				_ = s.Execute(func() { close(done) })
+				<-done
+			}
+		}
+	})
+	b.Run("channel", func(b *testing.B) {
+		c := make(chan Task, 1024)
+		go func() {
+			for t := range c {
+				t.Run()
+			}
+		}()
+		var task countTask
+		b.ReportAllocs()
+		for b.Loop() {
+			c <- &task
+		}
+		close(c)
+	})
+}

@@ -2,7 +2,8 @@
 //
 // A Loop makes one call at a time, on its own goroutine, so state used only from
 // loop calls needs no lock. A call that blocks stops every connection on that
-// loop: hand such work to [Offload].
+// loop: hand such work to [Offload], or to a [Strand] of it what has to run one after
+// the other.
 //
 // Start with [NewGroup], which starts the loops, or with [Acquire], which shares
 // one default group in the process. [Loop.Execute] brings a function to a loop,

@@ -185,7 +185,7 @@ func (r *Registration) Submit(op *Op) error {
 	op.reg, op.N, op.Err = r, 0, nil
 	if !r.loop.poller.submit(op) {
 		op.run.op = op
-		if err := r.loop.offload.submit(&op.run, false); err != nil {
+		if err := r.loop.offload.submitCounted(&op.run, false); err != nil {
 			op.reg = nil
 			return err
 		}
@@ -239,6 +239,25 @@ func (r *Registration) opEnded(op *Op) {
 	}
 	op.reg = nil
 	r.h.HandleOp(op)
+}
+
+// Hold keeps the loop from ending until Release, as an [Op] under way does: for what
+// has to come back to the loop from elsewhere, such as the last events of a channel
+// from a handler's [Strand]. It is for work that has begun before the loop ends and
+// ends by itself: the group's Shutdown waits for it.
+//
+// Loop only.
+func (l *Loop) Hold() {
+	invariant.OnLoop(l)
+	l.ops++
+}
+
+// Release undoes one Hold.
+//
+// Loop only.
+func (l *Loop) Release() {
+	invariant.OnLoop(l)
+	l.ops--
 }
 
 // Op is one use of a descriptor that outlives the call that starts it: a sendfile

@@ -40,7 +40,7 @@ type Manual struct {
 // NewManual returns a loop on virtual time.
 func NewManual() *Manual {
 	m := &Manual{}
-	o := &Offload{manual: m, limit: 1 << 16, idle: make(chan struct{})}
+	o := &Offload{manual: m, limit: 1 << 16, idle: make(chan struct{}), base: time.Now()}
 	l := newLoop("manual", nil, o, 8)
 	o.logger = l.logger
 	l.base = manualBase
@@ -120,12 +120,12 @@ func (m *Manual) runOffloaded() int {
 	defer l.self.Store(id)
 	for range n {
 		o.mu.Lock()
-		t := o.pop()
+		t := o.waiting.pop()
 		o.mu.Unlock()
 		if t == nil {
 			break
 		}
-		t.Run()
+		o.run(t)
 	}
 	return n
 }
@@ -135,7 +135,7 @@ func (m *Manual) offloaded() int {
 	o := m.loop.offload
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.waiting) - o.head
+	return o.waiting.len()
 }
 
 // calls returns how many calls the loop has made.
@@ -219,7 +219,7 @@ func (m *Manual) Close() {
 		l.offload.closed = true
 		l.offload.mu.Unlock()
 		l.ending = max(l.ending, 1)
-		for !l.mayEnd() {
+		for i := 0; !l.mayEnd() || m.offloaded() > 0 && i < endTurns; i++ {
 			m.Turn()
 		}
 		l.end()

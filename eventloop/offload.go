@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/panjf2000/ants/v2"
@@ -22,8 +23,9 @@ type OffloadConfig struct {
 }
 
 // Offload runs functions that block, each on a worker goroutine. They start in the
-// order in which they were submitted. A panic in one is logged and harms nobody
-// else; runtime.Goexit ends that function only.
+// order in which they were submitted, and run at the same time; a [Strand] runs its
+// own one after the other. A panic in one is logged and harms nobody else;
+// runtime.Goexit ends that function only.
 //
 // Concurrency: all methods are safe from any goroutine and none but Close waits.
 type Offload struct {
@@ -32,14 +34,47 @@ type Offload struct {
 	logger  *zap.Logger
 	manual  *Manual // runs the functions in its turns, instead of workers
 	work    func()  // the method value, made once
+	base    time.Time
 
 	mu      sync.Mutex
 	pool    *ants.Pool // made when first used: it has goroutines of its own
-	waiting []Task     // waiting[:head] are taken
-	head    int
+	waiting taskQueue
 	active  int // workers
 	closed  bool
 	idle    chan struct{} // closed when closed and no worker is left
+
+	// Any goroutine.
+	submitted, refused, ended, panics atomic.Uint64
+	longest                           atomic.Int64
+}
+
+// OffloadMetrics is what an [Offload] has done since it was made, and what it has to
+// do. The tasks of a [Strand] count like functions.
+type OffloadMetrics struct {
+	Submitted uint64        // functions taken
+	Refused   uint64        // functions refused with ErrOffloadFull
+	Ended     uint64        // functions that were called and have ended, in whatever way
+	Panics    uint64        // contained by a worker
+	Longest   time.Duration // of all calls that have ended
+	Workers   int           // at work now
+	Waiting   int           // for a worker: functions, and strands that have something to run
+}
+
+// Metrics returns what has been counted. What happens meanwhile may be in one figure
+// and not in another.
+func (o *Offload) Metrics() OffloadMetrics {
+	o.mu.Lock()
+	workers, waiting := o.active, o.waiting.len()
+	o.mu.Unlock()
+	return OffloadMetrics{
+		Submitted: o.submitted.Load(),
+		Refused:   o.refused.Load(),
+		Ended:     o.ended.Load(),
+		Panics:    o.panics.Load(),
+		Longest:   time.Duration(o.longest.Load()),
+		Workers:   workers,
+		Waiting:   waiting,
+	}
 }
 
 // workerIdle is how long a worker waits for work before its goroutine ends.
@@ -50,7 +85,7 @@ func NewOffload(cfg OffloadConfig) (*Offload, error) {
 	if cfg.Workers < 0 || cfg.Waiting < 0 {
 		return nil, fmt.Errorf("eventloop: negative Workers (%d) or Waiting (%d)", cfg.Workers, cfg.Waiting)
 	}
-	o := &Offload{workers: cfg.Workers, limit: cfg.Waiting, logger: cfg.Logger, idle: make(chan struct{})}
+	o := &Offload{workers: cfg.Workers, limit: cfg.Waiting, logger: cfg.Logger, idle: make(chan struct{}), base: time.Now()}
 	if o.workers == 0 {
 		o.workers = max(64, 8*runtime.GOMAXPROCS(0))
 	}
@@ -67,9 +102,22 @@ func NewOffload(cfg OffloadConfig) (*Offload, error) {
 // Submit has f called on a worker, as soon as one is free. It fails with
 // [ErrOffloadFull] when too many wait already and with [ErrOffloadClosed] after
 // Close; otherwise f is called.
-func (o *Offload) Submit(f func()) error { return o.submit(funcTask(f), true) }
+func (o *Offload) Submit(f func()) error { return o.submitCounted(funcTask(f), true) }
 
-// submit is Submit for a task; bounded says whether the limit counts.
+// submitCounted is Submit for a task; bounded says whether the limit counts.
+func (o *Offload) submitCounted(t Task, bounded bool) error {
+	err := o.submit(t, bounded)
+	switch err {
+	case nil:
+		o.submitted.Add(1)
+	case ErrOffloadFull:
+		o.refused.Add(1)
+	}
+	return err
+}
+
+// submit has t run on a worker. What is not bounded, an Op or a strand with however
+// many tasks, is refused only after Close.
 func (o *Offload) submit(t Task, bounded bool) error {
 	o.mu.Lock()
 	if o.closed {
@@ -77,11 +125,11 @@ func (o *Offload) submit(t Task, bounded bool) error {
 		return ErrOffloadClosed
 	}
 	start := o.manual == nil && o.active < o.workers
-	if bounded && !start && len(o.waiting)-o.head >= o.limit {
+	if bounded && !start && o.waiting.len() >= o.limit {
 		o.mu.Unlock()
 		return ErrOffloadFull
 	}
-	o.waiting = append(o.waiting, t)
+	o.waiting.push(t)
 	if start {
 		o.active++
 		if o.pool == nil {
@@ -137,7 +185,7 @@ func (o *Offload) runWaiting() {
 			done = true
 			return
 		}
-		o.call(t)
+		o.run(t)
 	}
 }
 
@@ -146,7 +194,7 @@ func (o *Offload) runWaiting() {
 func (o *Offload) take() Task {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if t := o.pop(); t != nil {
+	if t := o.waiting.pop(); t != nil {
 		return t
 	}
 	o.active--
@@ -156,41 +204,59 @@ func (o *Offload) take() Task {
 	return nil
 }
 
-// pop removes the first waiting task; nil if there is none. o.mu is held.
-func (o *Offload) pop() Task {
-	if o.head == len(o.waiting) {
-		return nil
-	}
-	t := o.waiting[o.head]
-	o.waiting[o.head] = nil
-	o.head++
-	switch {
-	case o.head == len(o.waiting):
-		if cap(o.waiting) > 1024 {
-			o.waiting = nil
-		}
-		o.waiting, o.head = o.waiting[:0], 0
-	case o.head >= 1024 && o.head >= len(o.waiting)/2:
-		n := copy(o.waiting, o.waiting[o.head:])
-		clear(o.waiting[n:])
-		o.waiting, o.head = o.waiting[:n], 0
-	}
-	return t
+// again puts a task that a worker is running behind those that wait. It is not
+// refused: the worker is there to take it.
+func (o *Offload) again(t Task) {
+	o.mu.Lock()
+	o.waiting.push(t)
+	o.mu.Unlock()
 }
 
-// call runs one task.
-func (o *Offload) call(t Task) {
+// isClosed reports whether Close has been called.
+func (o *Offload) isClosed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed
+}
+
+// run runs what has waited for a worker.
+func (o *Offload) run(t Task) {
+	if s, ok := t.(*Strand); ok {
+		s.Run() // calls its tasks
+		return
+	}
+	o.call(t, o.clock())
+}
+
+// clock returns the time since the Offload was made, for less than time.Now takes.
+func (o *Offload) clock() time.Duration { return time.Since(o.base) }
+
+// call runs a function or a strand's task, which begins at from. It contains its panic,
+// counts it, and returns when it has ended.
+func (o *Offload) call(t Task, from time.Duration) (to time.Duration) {
 	defer func() {
-		if v := recover(); v != nil {
-			o.logger.Error("panic in an offloaded function",
-				zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+		if o.manual == nil { // whose caller wants to see it
+			if v := recover(); v != nil {
+				o.panics.Add(1)
+				o.logger.Error("panic in an offloaded function",
+					zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+			}
+		}
+		to = o.clock()
+		o.ended.Add(1)
+		d := int64(to - from)
+		for longest := o.longest.Load(); d > longest; longest = o.longest.Load() {
+			if o.longest.CompareAndSwap(longest, d) {
+				return
+			}
 		}
 	}()
 	t.Run()
+	return to
 }
 
-// Close refuses new functions, waits until those it has taken have ended, and ends
-// the workers. On the goroutine of a loop or of an offloaded function it refuses
+// Close refuses new functions, waits until those it has taken have ended, those of
+// its strands too, and ends the workers. On the goroutine of a loop or of an offloaded function it refuses
 // with [ErrWouldDeadlock] and does nothing. A second Close waits too.
 func (o *Offload) Close() error {
 	if WouldDeadlock() {
