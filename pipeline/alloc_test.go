@@ -98,3 +98,49 @@ func TestAllocations_Add(t *testing.T) {
 		})
 	})
 }
+
+// A message through an offloaded handler costs no allocation, nor does what comes with
+// it, nor a write.
+func TestAllocations_Offloaded(t *testing.T) {
+	man := eventloop.NewManual()
+	defer man.Close()
+	m := &memory{ended: make(chan struct{})}
+	m.Setup(m, (*memoryCore)(m), pipeline.BaseConfig{Loop: man.Loop(), HighWater: 1 << 16, LowWater: 1 << 15})
+	h := &struct {
+		*all
+		*writeForwarder
+	}{new(all), new(writeForwarder)}
+	man.Enter(func() {
+		if err := m.Register(func(ch pipeline.Channel) error {
+			return ch.Pipeline().Add(pipeline.Offloaded{Handler: h}, new(sink))
+		}); err != nil {
+			t.Error(err)
+		}
+		m.MarkActive()
+	})
+	msg := buffer.FromString("hello")
+	defer msg.Release()
+	turn := func(f func()) func() {
+		return func() {
+			man.Enter(f)
+			man.Turn()
+			man.Turn()
+		}
+	}
+	checkAllocs(t, man.Loop(), "a read through a handler elsewhere", 0, turn(func() {
+		m.Pipeline().FireRead(msg)
+		m.Pipeline().FireReadComplete()
+	}))
+	ev := any(new(int))
+	checkAllocs(t, man.Loop(), "an event", 0, turn(func() { m.Pipeline().FireEvent(ev) }))
+	checkAllocs(t, man.Loop(), "a write", 0, turn(func() {
+		msg.Retain()
+		m.Write(msg)
+	}))
+	if h.writeForwarder.n == 0 || h.all.n == 0 {
+		t.Error("nothing was measured")
+	}
+	man.Enter(m.Close)
+	man.RunUntilIdle()
+	await(t, "the end", m.ended)
+}

@@ -223,7 +223,7 @@ func (b *Base) applyAutoRead() {
 	case b.autoRead.Load():
 		b.Read()
 	default:
-		b.core.DoReadStop()
+		b.stopReading()
 	}
 }
 

@@ -169,3 +169,79 @@ func BenchmarkWriteOffLoop(b *testing.B) {
 	m.Close()
 	<-m.ended
 }
+
+// Bursts of messages that go from outside to the loop, through a handler on a worker,
+// and back to the loop; beside it the same way by Go channels between goroutines.
+func BenchmarkOffloaded(b *testing.B) {
+	msg := any(new(int))
+	for _, burst := range []int{1, 64, 1024} {
+		b.Run(fmt.Sprintf("handler/burst=%d", burst), func(b *testing.B) {
+			l := newLoop(b)
+			s := &burstSink{burst: burst, done: make(chan struct{}, 1)}
+			m := newMemory(b, l, pipeline.Offloaded{Handler: new(forwarder)}, s)
+			fire := func() {
+				for range burst {
+					m.Pipeline().FireRead(msg)
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = l.Execute(fire)
+				<-s.done
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N*burst), "ns/msg")
+			m.Close()
+			<-m.ended
+		})
+		b.Run(fmt.Sprintf("channel/burst=%d", burst), func(b *testing.B) {
+			start, work, back, done := make(chan struct{}), make(chan any, 256), make(chan any, 256), make(chan struct{}, 1)
+			go func() { // the worker
+				for m := range work {
+					back <- m
+				}
+				close(back)
+			}()
+			go func() { // the loop
+				for range start {
+					left, out := burst, burst
+					for left > 0 {
+						to := work
+						if out == 0 {
+							to = nil
+						}
+						select {
+						case to <- msg:
+							out--
+						case <-back:
+							left--
+						}
+					}
+					done <- struct{}{}
+				}
+				close(work)
+			}()
+			b.ReportAllocs()
+			for b.Loop() {
+				start <- struct{}{}
+				<-done
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N*burst), "ns/msg")
+			close(start)
+			for range back {
+			}
+		})
+	}
+}
+
+// burstSink tells when it has got so many messages.
+type burstSink struct {
+	n, burst int
+	done     chan struct{}
+}
+
+func (s *burstSink) HandleRead(*pipeline.Context, any) error {
+	if s.n++; s.n%s.burst == 0 {
+		s.done <- struct{}{}
+	}
+	return nil
+}

@@ -52,10 +52,14 @@ func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
 
 // Handler returns the handler.
 func (c *Context) Handler() any {
-	if t, ok := c.handler.(*traced); ok {
+	h := c.handler
+	if s := c.typ.offloaded; s != nil {
+		h = s.h
+	}
+	if t, ok := h.(*traced); ok {
 		return t.h
 	}
-	return c.handler
+	return h
 }
 
 // setHandler has c call h, which takes what the mask of c says.
@@ -136,7 +140,11 @@ func (p *Pipeline) guardedEvent(c *Context, ev any) {
 func (c *Context) FireError(err error) {
 	p := c.p
 	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opFireError, c: c, err: err})
+		o := op{kind: opFireError, c: c, err: err}
+		if h := c.typ.offloaded; h != nil && h.s.InStrand() {
+			o.from = h.errFrom
+		}
+		p.base.post(o)
 		return
 	}
 	if !p.guarded() {
@@ -194,8 +202,8 @@ func (c *Context) fire(ev mask) {
 // unless it is a consequence of the close.
 func (c *Context) Write(msg any) { c.ForwardWrite(msg, nil) }
 
-// WriteThen is Write; then is called once, on the loop, when msg has left or has
-// failed.
+// WriteThen is Write; then is called once, where the handler's methods are, when msg has
+// left or has failed.
 func (c *Context) WriteThen(msg any, then func(error)) { c.ForwardWrite(msg, c.promise(then)) }
 
 // ForwardWrite goes on with a write that a [WriteHandler] was called with. p may be
@@ -281,7 +289,8 @@ func (c *Context) Read() {
 // Close lets what was written leave first, then closes.
 func (c *Context) Close() { c.do(op{kind: opClose, c: c}) }
 
-// CloseThen is Close; then is called once, on the loop, when it has closed.
+// CloseThen is Close; then is called once, where the handler's methods are, when it has
+// closed.
 func (c *Context) CloseThen(then func(error)) {
 	c.do(op{kind: opClose, c: c, p: c.promise(then)})
 }
@@ -329,6 +338,10 @@ func (c *Context) promise(then func(error)) *eventloop.Promise {
 // callback calls a completion. On the loop it is guarded like a handler's method;
 // when the loop has ended it runs where the end was found.
 func (c *Context) callback(then func(error), err error) {
+	if h := c.typ.offloaded; h != nil {
+		h.s.post(op{kind: opThen, c: c, msg: then, err: err})
+		return
+	}
 	if !c.p.base.loop.InLoop() {
 		then(err)
 		return
@@ -336,46 +349,55 @@ func (c *Context) callback(then func(error), err error) {
 	c.p.run(c, func() { then(err) })
 }
 
-// Execute calls f on the loop as this handler: a panic in f is the handler's. On
-// the loop, too, f runs later. After the channel's loop has ended f does not run
-// and Execute returns eventloop.ErrLoopClosed.
+// Execute calls f on the loop, or where [Offloaded] has the handler run, as this
+// handler: a panic in f is the handler's. On the loop, too, f runs later. After the
+// channel's loop has ended f does not run and Execute returns eventloop.ErrLoopClosed.
+// For an Offloaded handler it returns eventloop.ErrOffloadClosed when its executor has
+// ended.
 func (c *Context) Execute(f func()) error {
+	if h := c.typ.offloaded; h != nil {
+		return h.s.execute(op{kind: opFunc, c: c, msg: f})
+	}
 	return c.p.base.loop.Execute(func() { c.p.run(c, f) })
 }
 
-// Schedule calls f on the loop as this handler, not before d has passed; also after
-// the handler has been removed or the channel has closed: stop it in HandleRemoved.
+// Schedule calls f as Execute does, not before d has passed; also after the handler
+// has been removed or the channel has closed: stop it in HandleRemoved. An Offloaded
+// handler's may be waiting for its turn by then, and come after HandleRemoved.
 func (c *Context) Schedule(d time.Duration, f func()) *eventloop.Timer {
+	if h := c.typ.offloaded; h != nil {
+		return c.p.base.loop.Schedule(d, func() { h.s.post(op{kind: opFunc, c: c, msg: f}) })
+	}
 	return c.p.base.loop.Schedule(d, func() { c.p.run(c, f) })
 }
 
-// notify calls the method of notification m, in the form that m says.
-func (c *Context) notify(m mask) error {
+// callNotification calls the method of h for notification m, in the form that m says.
+func callNotification(h any, c *Context, m mask) error {
 	switch m {
 	case maskReadComplete:
-		return c.handler.(ReadCompleteHandler).HandleReadComplete(c)
+		return h.(ReadCompleteHandler).HandleReadComplete(c)
 	case maskActive:
-		return c.handler.(ActiveHandler).HandleActive(c)
+		return h.(ActiveHandler).HandleActive(c)
 	case maskInactive:
-		return c.handler.(InactiveHandler).HandleInactive(c)
+		return h.(InactiveHandler).HandleInactive(c)
 	case maskRegistered:
-		return c.handler.(RegisteredHandler).HandleRegistered(c)
+		return h.(RegisteredHandler).HandleRegistered(c)
 	case maskUnregistered:
-		return c.handler.(UnregisteredHandler).HandleUnregistered(c)
+		return h.(UnregisteredHandler).HandleUnregistered(c)
 	case maskWritability:
-		return c.handler.(WritabilityHandler).HandleWritability(c)
+		return h.(WritabilityHandler).HandleWritability(c)
 	case maskReadComplete << holdShift:
-		return c.handler.(ReadCompleteInterceptor).InterceptReadComplete(c)
+		return h.(ReadCompleteInterceptor).InterceptReadComplete(c)
 	case maskActive << holdShift:
-		return c.handler.(ActiveInterceptor).InterceptActive(c)
+		return h.(ActiveInterceptor).InterceptActive(c)
 	case maskInactive << holdShift:
-		return c.handler.(InactiveInterceptor).InterceptInactive(c)
+		return h.(InactiveInterceptor).InterceptInactive(c)
 	case maskRegistered << holdShift:
-		return c.handler.(RegisteredInterceptor).InterceptRegistered(c)
+		return h.(RegisteredInterceptor).InterceptRegistered(c)
 	case maskUnregistered << holdShift:
-		return c.handler.(UnregisteredInterceptor).InterceptUnregistered(c)
+		return h.(UnregisteredInterceptor).InterceptUnregistered(c)
 	case maskWritability << holdShift:
-		return c.handler.(WritabilityInterceptor).InterceptWritability(c)
+		return h.(WritabilityInterceptor).InterceptWritability(c)
 	}
 	return nil
 }

@@ -4,7 +4,8 @@
 //
 // The one rule to keep: every handler method runs on the channel's loop, one at
 // a time, so a handler's own state needs no lock, and a handler that blocks stops
-// every channel of that loop. Blocking work goes through [Context.Offload].
+// every channel of that loop. Blocking work goes through [Context.Offload]; a handler
+// that blocks in everything it does is added as an [Offloaded].
 //
 // A handler implements one or more of the small interfaces of this package, such
 // as [ReadHandler] or [WriteHandler]; which ones is found once, when it is added,

@@ -34,7 +34,8 @@ var eventNames = []struct {
 // String draws the chain, a handler on one or two lines from head to tail: the inbound
 // events that it takes behind an arrow to the right, the outbound ones behind an arrow
 // to the left. A notification in brackets is held by its handler. If the pipeline is
-// traced, each event comes with how often and for how long, see [Pipeline.Stats].
+// traced, each event comes with how often and for how long, see [Pipeline.Stats]. A
+// handler that does not run on the loop is marked as offloaded.
 func (p *Pipeline) String() string {
 	type row struct {
 		name     string
@@ -47,12 +48,18 @@ func (p *Pipeline) String() string {
 		p.mu.Lock()
 	}
 	for c := &p.head; c != nil; c = c.next {
+		if c.removed.Load() {
+			continue
+		}
 		// Not c.mask, which belongs to the loop.
 		r := row{c.Name(), typeOf(c.Handler()).mask, nil}
 		if c.typ.given != "" && c.typ.name != "" {
 			r.name += " (" + c.typ.name + ")"
 		}
-		r.measured, _ = c.handler.(*traced)
+		if c.typ.offloaded != nil {
+			r.name += ", offloaded"
+		}
+		r.measured = c.traced()
 		rows = append(rows, r)
 		width = max(width, len(r.name))
 	}

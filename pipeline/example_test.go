@@ -225,6 +225,30 @@ func ExampleContext_Offload() {
 	// Output: contents of motd
 }
 
+// accounts looks things up in a way that takes its time.
+type accounts struct {
+	asked int // its methods run one at a time, off the loop too
+}
+
+func (a *accounts) HandleRead(c *pipeline.Context, msg any) error {
+	a.asked++
+	balance := 7 * len(msg.(string)) // a query that blocks
+	c.Write(fmt.Sprintf("%v has %d, answer %d", msg, balance, a.asked))
+	return nil
+}
+
+// A handler that blocks in what it does runs on a worker, and the loop does not.
+func ExampleOffloaded() {
+	ch := embedded.New(pipeline.Offloaded{Handler: new(accounts)})
+	ch.WriteInbound("ann", "bob")
+	fmt.Println(ch.ReadOutbound())
+	fmt.Println(ch.ReadOutbound())
+	_ = ch.Finish()
+	// Output:
+	// ann has 21, answer 1
+	// bob has 21, answer 2
+}
+
 // A handler that changes the protocol puts its successor in its place.
 func ExamplePipeline_Replace() {
 	ch := embedded.New(pipeline.On(func(c *pipeline.Context, s string) error {

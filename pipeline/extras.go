@@ -15,6 +15,7 @@ type extras struct {
 	closed atomic.Pointer[eventloop.Promise] // behind Closed
 	ctx    atomic.Pointer[lazyContext]
 	attrs  atomic.Pointer[[]any] // *attrValue of any type; the slice never changes
+	off    atomic.Pointer[offloading]
 
 	sends sendQueue
 

@@ -7,7 +7,8 @@ import (
 )
 
 // A handler is any value that implements at least one of the interfaces below.
-// All of their methods run on the channel's loop.
+// All of their methods run on the channel's loop, or, for a handler that was added as
+// an [Offloaded], one at a time on its executor.
 //
 // Notifications (registered, active, read complete, writability, inactive,
 // unregistered) go on to the next handler by themselves when the method returns,

@@ -23,9 +23,7 @@ func (h headHandler) HandleFlush(*Context) error {
 }
 
 func (h headHandler) HandleReadRequest(*Context) error {
-	if h.b.life == active {
-		h.b.core.DoRead()
-	}
+	h.b.requestRead()
 	return nil
 }
 

@@ -132,8 +132,10 @@ func (b *Base) MarkClosed(reason error) {
 		return
 	}
 	// Behind the callbacks, also if one of them is ended by runtime.Goexit.
+	b.holdLoop()
 	defer func() {
 		if t := (&endTask{b, o}); b.loop.Submit(t) != nil {
+			b.releaseLoop()
 			b.pl.scope = new(scope) // the loop has ended: whoever finds out may not share
 			t.Run()
 		}
@@ -155,11 +157,11 @@ type endTask struct {
 }
 
 // Run tells the pipeline. Each step is made even if a handler of an earlier one is
-// ended by runtime.Goexit.
+// ended by runtime.Goexit. The handlers are removed when the notifications have passed
+// those that run on strands.
 func (t *endTask) Run() {
 	b := t.b
-	defer b.core.DoEnd()
-	defer b.pl.removeAll()
+	defer b.pl.passEnd(b.pl.head.next)
 	if t.o&owesUnregistered != 0 {
 		defer b.pl.notifyFromHead(maskUnregistered)
 	}

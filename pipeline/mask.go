@@ -47,6 +47,8 @@ type handlerType struct {
 	name  string // names handlers that were added as one, with a number
 	given string // the name of the one handler that has this copy, instead
 	mask  mask   // 0 if it implements no handler interface
+
+	offloaded *strandHandler // of the one handler that has this copy, if it runs on a strand
 }
 
 // called returns a copy of t for a handler that was given a name, or t if that is

@@ -5,22 +5,30 @@ import (
 )
 
 // Offload runs work on a worker of the loop's group, where it may block, and then
-// calls then on the loop as this handler. work's context is cancelled when the
-// channel closes.
+// calls then as this handler: on the loop, or where [Offloaded] has the handler run.
+// work's context is cancelled when the channel closes.
+//
+// The works of a channel run one at a time and in order, also those of different
+// handlers, and so come their results. Who wants several at once for one channel
+// submits them to the loop's [eventloop.Offload] and comes back by Execute. While more
+// than 256 wait the channel does not read, until half of them are left; beyond 65536
+// the next is refused with eventloop.ErrOffloadFull. A refusal may overtake results.
 //
 // then is called exactly once, also after the channel has closed: v may be
 // something that must be released, such as an open file. If the work could not be
 // started, v is nil and err says why; if it panicked, err is a *PanicError. When
-// the loop has ended meanwhile, then runs on the worker.
+// the loop has ended meanwhile, then runs on the goroutine that finds it so.
 func (c *Context) Offload(work func(ctx context.Context) (any, error), then func(v any, err error)) {
-	o := &offloaded{c: c, work: work, then: then, ctx: c.p.base.Context()}
-	if err := c.p.base.loop.Offload().Submit(o.do); err != nil {
-		o.err = err
-		o.back()
+	b := c.p.base
+	r := &offloadCall{c: c, work: work, then: then, ctx: b.Context()}
+	if err := b.offloading().workStrand().Submit(r); err != nil {
+		r.err = err
+		r.back()
 	}
 }
 
-type offloaded struct {
+// offloadCall is an Offload under way, as a task of its strand.
+type offloadCall struct {
 	c    *Context
 	ctx  context.Context
 	work func(ctx context.Context) (any, error)
@@ -29,27 +37,31 @@ type offloaded struct {
 	err  error
 }
 
-// do runs on a worker.
-func (o *offloaded) do() {
+// Run does the work.
+func (r *offloadCall) Run() {
 	ended := false
 	defer func() {
 		if v := recover(); v != nil {
-			o.v, o.err = nil, newPanicError(o.c.Name(), v)
+			r.v, r.err = nil, newPanicError(r.c.Name(), v)
 		} else if !ended {
-			o.v, o.err = nil, ErrGoexit
+			r.v, r.err = nil, ErrGoexit
 		}
-		o.back()
+		r.back()
 	}()
-	o.v, o.err = o.work(o.ctx)
+	r.v, r.err = r.work(r.ctx)
 	ended = true
 }
 
-// back returns to the loop.
-func (o *offloaded) back() {
-	if o.c.p.base.loop.Submit(o) != nil {
-		o.then(o.v, o.err)
+// back brings the result to the handler.
+func (r *offloadCall) back() {
+	if h := r.c.typ.offloaded; h != nil {
+		h.s.post(op{kind: opResult, c: r.c, msg: r})
+	} else if r.c.p.base.loop.Submit((*offloadResult)(r)) != nil {
+		r.then(r.v, r.err)
 	}
 }
 
-// Run calls then on the loop.
-func (o *offloaded) Run() { o.c.p.run(o.c, func() { o.then(o.v, o.err) }) }
+// offloadResult is an Offload that has ended, as a task of the loop.
+type offloadResult offloadCall
+
+func (t *offloadResult) Run() { t.c.p.run(t.c, func() { t.then(t.v, t.err) }) }

@@ -23,6 +23,18 @@ const (
 	opFireEvent
 	opFireError
 	opNotify
+
+	// Jobs of a strand besides the above; see strandHandler.
+	opAdded
+	opRemoved
+	opFunc   // msg is a func()
+	opThen   // msg is a func(error), to be called with err
+	opResult // msg is an *offloadCall
+
+	// What comes back from a strand. It is performed also when the loop has ended.
+	opAddFailed
+	opGone
+	opEnd // on its way from strand to strand behind a channel's last notifications
 )
 
 // op is an operation or an event on its way to the loop.
@@ -32,6 +44,7 @@ type op struct {
 	mode          CloseMode
 	ev            mask
 	c             *Context // whose handler makes it
+	from          *Context // of opFireError, whose handler's error it is; nil means c
 	msg           any
 	p             *eventloop.Promise
 	err           error
@@ -59,15 +72,24 @@ func (b *Base) post(o op) {
 	*t = op{}
 	ops.Put(t)
 	b.foreign.Add(-o.size)
+	switch {
+	case o.kind >= opAddFailed:
+		b.pl.scope = new(scope) // whoever finds out may not share
+		b.pl.guardedOp(o)
+	case o.kind == opClose && !b.Open():
+		o.p.Complete(nil) // it is what was asked for
+	default:
+		o.drop(b.closeError())
+	}
+}
+
+// drop fails an op that nobody performs.
+func (o *op) drop(err error) {
 	buffer.Release(o.msg)
 	if o.kind == opFireError {
 		buffer.Release(o.err)
 	}
-	if o.kind == opClose && !b.Open() {
-		o.p.Complete(nil) // it is what was asked for
-		return
-	}
-	o.p.Complete(b.closeError())
+	o.p.Complete(err)
 }
 
 // Run performs a posted op on the loop.
@@ -75,7 +97,11 @@ func (t *op) Run() {
 	o := *t
 	*t = op{}
 	ops.Put(t)
-	b := o.b
+	o.b.arrive(o)
+}
+
+// arrive performs an op that was on its way to the loop.
+func (b *Base) arrive(o op) {
 	if o.kind == opWrite {
 		b.foreign.Add(-o.size)
 		b.touch()
@@ -115,13 +141,23 @@ func (p *Pipeline) perform(o *op) {
 	case opFireEvent:
 		p.event(o.c.next, o.msg)
 	case opFireError:
-		p.errorAt(o.c.next, o.c, o.err)
+		from := o.from
+		if from == nil {
+			from = o.c
+		}
+		p.errorAt(o.c.next, from, o.err)
 	case opNotify:
 		if o.c == &p.head && o.ev == maskReadComplete {
 			p.readComplete()
 			return
 		}
 		p.notify(o.c.next, o.ev)
+	case opAddFailed:
+		p.addFailed(o)
+	case opGone:
+		p.gone(o.c)
+	case opEnd:
+		p.passEnd(o.c.next)
 	}
 }
 

@@ -27,8 +27,9 @@ import (
 // adds the successor first.
 //
 // Concurrency: safe from any goroutine. Off the loop a change of the chain is made
-// by the loop while the caller waits; where waiting could deadlock, on another loop
-// or when the loop is a Manual, it is refused with [eventloop.ErrWouldDeadlock].
+// by the loop while the caller waits, also in the methods of the channel's own
+// [Offloaded] handlers; where waiting could deadlock, on another loop or worker or when
+// the loop is a Manual, it is refused with [eventloop.ErrWouldDeadlock].
 type Pipeline struct {
 	base       *Base
 	scope      *scope
@@ -102,7 +103,7 @@ func (p *Pipeline) addNow(handlers []any, first bool) error {
 		if !first {
 			at = p.tail.prev
 		}
-		for at.removed.Load() { // by its own HandleAdded
+		for at.mask == 0 { // removed by its own HandleAdded
 			at = at.prev
 		}
 		p.nameByType(c)
@@ -195,6 +196,9 @@ func Find[T any](p *Pipeline) *Context {
 		defer p.mu.Unlock()
 	}
 	for c := p.head.next; c != &p.tail; c = c.next {
+		if c.removed.Load() {
+			continue
+		}
 		if _, ok := c.Handler().(T); ok || c.typ.is(reflect.TypeFor[T]()) {
 			return c
 		}
@@ -210,7 +214,9 @@ func (p *Pipeline) Names() []string {
 	}
 	var names []string
 	for c := p.head.next; c != &p.tail; c = c.next {
-		names = append(names, c.Name())
+		if !c.removed.Load() {
+			names = append(names, c.Name())
+		}
 	}
 	return names
 }
@@ -229,7 +235,8 @@ func (p *Pipeline) change(f func() error) error {
 		e.Enter(func() { err = f() })
 		return err
 	}
-	if eventloop.WouldDeadlock() || p.base.loop.Group() == nil {
+	// A loop waits for no strand.
+	if eventloop.WouldDeadlock() && !p.base.onStrand() || p.base.loop.Group() == nil {
 		return eventloop.ErrWouldDeadlock
 	}
 	done := make(chan error, 1)
@@ -285,9 +292,13 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 	if p.removed {
 		return p.base.closeError()
 	}
+	handler, off, offloaded := unwrap(handler)
 	given := handler
 	if m, ok := handler.(Maker); ok {
 		handler = m.NewHandler()
+		if !offloaded {
+			handler, off, offloaded = unwrap(handler)
+		}
 	}
 	t := typeOf(handler)
 	if t.mask == 0 {
@@ -298,6 +309,9 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 	}
 	c.p, c.typ, c.mask = p, typeOf(given).called(name), t.mask
 	c.setHandler(p.trace(handler))
+	if offloaded {
+		return p.offload(c, off)
+	}
 	return nil
 }
 
@@ -408,6 +422,19 @@ func (p *Pipeline) unlink(c *Context) {
 	if c.removed.Load() {
 		return
 	}
+	if h := c.typ.offloaded; h != nil {
+		h.leave()
+		return
+	}
+	m := c.mask
+	p.takeOut(c)
+	if m&maskRemoved != 0 {
+		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
+	}
+}
+
+// takeOut takes c out of the chain.
+func (p *Pipeline) takeOut(c *Context) {
 	m := c.mask
 	p.mu.Lock()
 	c.prev.next, c.next.prev = c.next, c.prev
@@ -419,12 +446,10 @@ func (p *Pipeline) unlink(c *Context) {
 	if invariant.Enabled {
 		handlersInUse.release(c)
 	}
-	if m&maskRemoved != 0 {
-		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
-	}
 }
 
-// removeAll removes every handler from the tail to the head: the channel is over.
+// removeAll removes every handler from the tail to the head: the channel is over. It is
+// called again when a handler is gone that runs on a strand. The Core is told at last.
 func (p *Pipeline) removeAll() {
 	p.removed = true
 	for p.tail.prev != &p.head {
@@ -439,7 +464,13 @@ func (p *Pipeline) removeAll() {
 			p.unlink(p.tail.prev)
 			returned = true
 		}()
+		if c := p.tail.prev; c.removed.Load() {
+			p.base.offloading().removing = true
+			return
+		}
 	}
+	defer p.base.releaseLoop()
+	p.base.core.DoEnd()
 }
 
 // lookup finds a handler by name or *Context.
@@ -461,7 +492,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 
 func (p *Pipeline) byName(name string) *Context {
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if c.Name() == name {
+		if c.Name() == name && !c.removed.Load() {
 			return c
 		}
 	}
@@ -534,7 +565,7 @@ func (p *Pipeline) notify(c *Context, ev mask) {
 		}
 		p.cur = c
 		p.scope.frames = append(p.scope.frames, frame{c: c, ev: own})
-		if err := c.notify(m); err != nil {
+		if err := callNotification(c.handler, c, m); err != nil {
 			p.failedAt(c, err)
 		}
 		p.cur = prev
@@ -554,7 +585,7 @@ func (p *Pipeline) readComplete() {
 		return
 	}
 	if p.wanted&maskReadRequest == 0 {
-		b.core.DoRead()
+		b.requestRead()
 		return
 	}
 	p.guardedReadRequest(p.tail.prev)

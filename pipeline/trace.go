@@ -28,8 +28,9 @@ type EventStats struct {
 // and of its two ends, and the time they take. See [Pipeline.Stats]; String shows the
 // figures too. It is called first in Init, for all channels or for one in a thousand;
 // a pipeline that is not traced pays nothing, one that is some 100 ns for each event of
-// each handler. Completions, timers and other functions are not events: what they do
-// is counted for the handlers they call.
+// each handler. The time of an [Offloaded] handler is that on its executor.
+// Completions, timers and other functions are not events: what they do is counted for
+// the handlers they call.
 func (p *Pipeline) Trace() error {
 	return p.change(func() error {
 		x := p.base.extra()
@@ -55,8 +56,8 @@ func (p *Pipeline) Stats() []HandlerStats {
 	}
 	var all []HandlerStats
 	for c := &p.head; c != nil; c = c.next {
-		t, ok := c.handler.(*traced)
-		if !ok {
+		t := c.traced()
+		if t == nil || c.removed.Load() {
 			continue
 		}
 		s := HandlerStats{Name: c.Name()}
@@ -79,7 +80,18 @@ func (p *Pipeline) trace(h any) any {
 	return h
 }
 
-// tracer is what the handlers of a traced pipeline share. Loop-only.
+// traced returns what counts the events of the handler of c, or nil.
+func (c *Context) traced() *traced {
+	h := c.handler
+	if s := c.typ.offloaded; s != nil {
+		h = s.h
+	}
+	t, _ := h.(*traced)
+	return t
+}
+
+// tracer is what the handlers of a traced pipeline share. Loop-only. A handler on an
+// executor has its own, for its strand.
 type tracer struct {
 	inner time.Duration // spent by the handlers that the call under way has called
 }
@@ -90,7 +102,7 @@ type traced struct {
 	h     any
 	tr    *tracer
 	stats [17]struct { // by the order of eventNames
-		count, total, max atomic.Int64 // stored on the loop
+		count, total, max atomic.Int64 // stored by one at a time: the loop or the strand
 	}
 }
 

@@ -53,6 +53,58 @@ tail                          -> Read, Event, Error
 	}
 }
 
+// A handler elsewhere is drawn and counted as itself, its time as that which it takes
+// there; one that is being removed is not there.
+func TestTrace_Offloaded(t *testing.T) {
+	ch := embedded.New()
+	defer ch.Finish()
+	if err := ch.Pipeline().Trace(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Pipeline().Add(new(forwarder), pipeline.Offloaded{Handler: readFunc(func(c *pipeline.Context, msg any) error {
+		for from := time.Now(); time.Since(from) < 10*time.Millisecond; {
+			runtime.Gosched()
+		}
+		c.FireRead(msg)
+		return nil
+	})}, new(sink)); err != nil {
+		t.Fatal(err)
+	}
+	ch.Do(func() { ch.Pipeline().FireRead(1); ch.Pipeline().FireRead(2) })
+	ch.Run()
+	for _, s := range ch.Pipeline().Stats() {
+		switch s.Name {
+		case "forwarder#0", "readFunc#0", "sink#0":
+		default:
+			continue
+		}
+		if len(s.Events) != 1 || s.Events[0].Event != "Read" || s.Events[0].Count != 2 {
+			t.Errorf("%s: got %+v, want two reads", s.Name, s.Events)
+			continue
+		}
+		if slow := s.Events[0].Total >= 20*time.Millisecond; slow != (s.Name == "readFunc#0") {
+			t.Errorf("%s: got %v, want the handler's own time", s.Name, s.Events[0].Total)
+		}
+	}
+	drawn := regexp.MustCompile(`(?m)^readFunc#0, offloaded +-> Read 2 in `)
+	if got := ch.Pipeline().String(); !drawn.MatchString(got) || strings.Contains(got, "[") {
+		t.Errorf("got\n%s\nwant a line like %v", got, drawn)
+	}
+	ch.Manual().Enter(func() {
+		if err := ch.Pipeline().Remove("readFunc#0"); err != nil {
+			t.Error(err)
+		}
+		if got := ch.Pipeline().String(); strings.Contains(got, "readFunc") {
+			t.Errorf("drawn while it is being removed:\n%s", got)
+		}
+		for _, s := range ch.Pipeline().Stats() {
+			if s.Name == "readFunc#0" {
+				t.Error("counted while it is being removed")
+			}
+		}
+	})
+}
+
 // The chain may be drawn while it changes. It is the race detector that judges this
 // test.
 func TestString_AnyGoroutine(t *testing.T) {

@@ -3,7 +3,8 @@
 // Messages are put in at either end and taken out at the other; time is virtual;
 // errors that no handler took are kept for the test. Every call that drives the
 // channel runs one whole turn of its loop, so what was written is there when the
-// call returns.
+// call returns. A handler that was added as a pipeline.Offloaded takes some turns more:
+// Run, and everything that reads or checks, waits for it.
 //
 // The one rule to keep: the loop runs only inside the calls of this package. Start
 // with [New], or in a test with [NewTest], which also looks for what is left at the
