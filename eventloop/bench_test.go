@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // BenchmarkSubmit brings a task to a loop that is at work, from another goroutine.
@@ -50,13 +52,20 @@ func BenchmarkRoundTrip(b *testing.B) {
 // BenchmarkTurn is what a turn costs beside what it calls, and what an event adds.
 func BenchmarkTurn(b *testing.B) {
 	for _, bench := range []struct {
-		name   string
-		events int
-	}{{"empty", 0}, {"events=1", 1}, {"events=64", 64}} {
+		name    string
+		events  int
+		watched bool
+	}{
+		{"empty", 0, false}, {"events=1", 1, false}, {"events=64", 64, false},
+		{"empty/watched", 0, true}, {"events=1/watched", 1, true}, {"events=64/watched", 64, true},
+	} {
 		b.Run(bench.name, func(b *testing.B) {
 			m := newTestManual(b)
 			m.Enter(func() {
 				l := m.Loop()
+				if bench.watched {
+					newWatchdog(time.Hour, zap.NewNop(), []*Loop{l})
+				}
 				p := &readyPoller{}
 				l.poller = p
 				for fd := range bench.events {
@@ -96,6 +105,7 @@ func BenchmarkTimers(b *testing.B) {
 		{"postpone", func(l *Loop, tm *Timer) { tm.Reset(3 * time.Hour) }},
 		{"arm and cancel", func(l *Loop, _ *Timer) { l.Schedule(time.Hour, func() {}).Stop() }},
 		{"cancel and arm again", func(l *Loop, tm *Timer) { tm.Stop(); tm.Reset(time.Hour) }},
+		{"earlier and later", func(l *Loop, tm *Timer) { tm.Reset(time.Minute); tm.Reset(time.Hour) }},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			m := newTestManual(b)

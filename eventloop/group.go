@@ -19,8 +19,32 @@ type GroupConfig struct {
 	Loops   int           // number of loops; 0 means GOMAXPROCS, less is an error
 	Name    string        // begins the names of the loops; "" means "runnel"
 	Poller  string        // "auto", which "" means too, or "epoll"; anything else is an error
+	Choose  Choice        // which loop a new channel gets; unknown ones are an error
 	Offload OffloadConfig // its Logger is the group's if it has none
 	Logger  *zap.Logger   // nil discards
+
+	// Watchdog is how long a call may hold its loop before that is reported to Logger:
+	// while it lasts, after this time or at the latest after twice that, with what was
+	// called and, once a minute, all stacks; and when it has returned. 0 means 1 s,
+	// less means no reports. Without a Logger that takes warnings there are none
+	// either.
+	Watchdog time.Duration
+
+	// FineTimers has a loop wait for its next timer to the microsecond, and not to
+	// the next millisecond, where the kernel can (epoll_pwait2, Linux 5.11). The
+	// kernel's timer slack of 50 us remains. Timers less than a millisecond apart
+	// then cost a wakeup each.
+	FineTimers bool
+
+	// LockThread gives each loop a thread of its own (runtime.LockOSThread), for what
+	// the kernel keeps by thread: affinity, priority, namespaces. Changing between a
+	// loop and other goroutines then takes microseconds instead of a fraction of one.
+	LockThread bool
+
+	// Spin is how long a loop with nothing to do polls before it waits; negative is an
+	// error. It saves the kernel's wakeup, tens of microseconds, at the price of a
+	// processor that is busy all the time. It leaves the processor to other goroutines.
+	Spin time.Duration
 }
 
 // Group is a fixed set of loops that start and end together, and the [Offload] for
@@ -28,18 +52,33 @@ type GroupConfig struct {
 //
 // Concurrency: all methods are safe from any goroutine.
 type Group struct {
-	loops   []*Loop
-	offload *Offload
-	next    atomic.Uint32
-	stop    sync.Once
-	done    chan struct{}
-	shared  bool // made by Acquire
+	loops    []*Loop
+	offload  *Offload
+	choose   Choice
+	next     atomic.Uint32
+	watchdog *watchdog // nil without one
+	stop     sync.Once
+	done     chan struct{}
+	shared   bool // made by Acquire
+}
+
+// check returns what is wrong with the configuration.
+func (cfg *GroupConfig) check() error {
+	switch {
+	case cfg.Loops < 0:
+		return fmt.Errorf("eventloop: negative number of loops: %d", cfg.Loops)
+	case cfg.Spin < 0:
+		return fmt.Errorf("eventloop: negative Spin: %v", cfg.Spin)
+	case cfg.Choose > ByHash:
+		return fmt.Errorf("eventloop: unknown Choose: %d", cfg.Choose)
+	}
+	return nil
 }
 
 // NewGroup starts a group. Shutdown ends it.
 func NewGroup(cfg GroupConfig) (*Group, error) {
-	if cfg.Loops < 0 {
-		return nil, fmt.Errorf("eventloop: negative number of loops: %d", cfg.Loops)
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	n := cfg.Loops
 	if n == 0 {
@@ -59,12 +98,12 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	if err := startRuntimePoller(); err != nil {
 		return nil, fmt.Errorf("eventloop: %w", err)
 	}
-	g := &Group{offload: offload, done: make(chan struct{})}
+	g := &Group{offload: offload, choose: cfg.Choose, done: make(chan struct{})}
 	base := time.Now()
 	for i := range n {
 		l := newLoop(fmt.Sprintf("%s-%d", name, i), cfg.Logger, offload, minOutcomes)
-		l.base, l.group = base, g
-		if l.poller, err = newPoller(cfg.Poller, &l.m.Counters); err != nil {
+		l.base, l.group, l.locked, l.spin = base, g, cfg.LockThread, int64(cfg.Spin)
+		if l.poller, err = newPoller(cfg.Poller, cfg.FineTimers, &l.m.Counters); err != nil {
 			for _, l := range g.loops {
 				err = errors.Join(err, l.poller.close())
 			}
@@ -72,19 +111,22 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 		}
 		g.loops = append(g.loops, l)
 	}
+	if cfg.Watchdog >= 0 && cfg.Logger != nil && cfg.Logger.Core().Enabled(zap.WarnLevel) {
+		limit := cfg.Watchdog
+		if limit == 0 {
+			limit = defaultWatchdog
+		}
+		g.watchdog = newWatchdog(limit, cfg.Logger, g.loops)
+	}
 	for _, l := range g.loops {
 		go l.run()
 	}
 	return g, nil
 }
 
-// Loops returns the loops of the group, in the order in which Next hands them out.
+// Loops returns the loops of the group, in the order in which [RoundRobin] hands them
+// out.
 func (g *Group) Loops() []*Loop { return append([]*Loop(nil), g.loops...) }
-
-// Next returns the loop whose turn it is to get a channel: one after the other.
-func (g *Group) Next() *Loop {
-	return g.loops[int((g.next.Add(1)-1)%uint32(len(g.loops)))]
-}
 
 // Offload returns where the group's loops send what blocks.
 func (g *Group) Offload() *Offload { return g.offload }
@@ -139,6 +181,7 @@ func (g *Group) end() {
 	for _, l := range g.loops {
 		<-l.done
 	}
+	g.watchdog.close()
 }
 
 // shared is the group that everybody gets who does not bring one.

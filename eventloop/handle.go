@@ -108,6 +108,7 @@ func (l *Loop) Register(fd int, h IOHandle) (*Registration, error) {
 	}
 	r := &Registration{loop: l, h: h, fd: fd}
 	l.table.add(r)
+	l.load.registrations.Store(int64(l.table.n))
 	return r, nil
 }
 
@@ -216,6 +217,7 @@ func (r *Registration) Close(closefd func()) {
 		}
 	}
 	r.loop.table.remove(r)
+	r.loop.load.registrations.Store(int64(r.loop.table.n))
 	if r.ops > 0 {
 		r.closefd = closefd
 	} else if closefd != nil {

@@ -85,7 +85,9 @@ type scriptedPoller struct {
 	waits  chan time.Duration
 	resume chan []outcome
 
-	takesOps chan *Op // gets the Ops that the poller takes; nil: none
+	takesOps chan *Op      // gets the Ops that the poller takes; nil: none
+	waking   func()        // called by wake; nil: nothing
+	closed   chan struct{} // closed by close; nil: not
 
 	mu     sync.Mutex
 	wakes  int
@@ -121,11 +123,20 @@ func (p *scriptedPoller) poll(out []outcome, timeout time.Duration) (int, error)
 func (p *scriptedPoller) wake() error {
 	p.mu.Lock()
 	p.wakes++
+	waking := p.waking
 	p.mu.Unlock()
+	if waking != nil {
+		waking()
+	}
 	return nil
 }
 
-func (p *scriptedPoller) close() error { return nil }
+func (p *scriptedPoller) close() error {
+	if p.closed != nil {
+		close(p.closed)
+	}
+	return nil
+}
 
 func (p *scriptedPoller) count() int {
 	p.mu.Lock()
@@ -141,7 +152,7 @@ func newScripted(t *testing.T) (*Loop, *scriptedPoller) {
 	}
 	l := newLoop("scripted", nil, o, minOutcomes)
 	l.base = time.Now()
-	p := &scriptedPoller{waits: make(chan time.Duration), resume: make(chan []outcome)}
+	p := &scriptedPoller{waits: make(chan time.Duration), resume: make(chan []outcome), closed: make(chan struct{})}
 	l.poller = p
 	go l.run()
 	t.Cleanup(func() {
@@ -162,7 +173,7 @@ func newScripted(t *testing.T) (*Loop, *scriptedPoller) {
 	return l, p
 }
 
-func TestOneWakeupPerBurst(t *testing.T) {
+func TestSemantics5_5_OneWakeupPerBurst(t *testing.T) {
 	l, p := newScripted(t)
 	await(t, p.waits, "the first wait") // the loop waits in the poller now
 	var task countTask
@@ -189,7 +200,7 @@ func TestOneWakeupPerBurst(t *testing.T) {
 }
 
 // A loop that is awake is not woken: what it is given runs before it waits again.
-func TestNoWakeupOfALoopAtWork(t *testing.T) {
+func TestSemantics5_5_NoWakeupOfALoopAtWork(t *testing.T) {
 	l, p := newScripted(t)
 	await(t, p.waits, "the first wait")
 	running, finish := make(chan struct{}), make(chan struct{})
@@ -328,7 +339,7 @@ func TestAtTurnEnd(t *testing.T) {
 }
 
 // What the end of a turn asks for is not left until something happens.
-func TestPollDoesNotWaitForTurnEndWork(t *testing.T) {
+func TestSemantics5_6_PollDoesNotWaitForTurnEndWork(t *testing.T) {
 	l, p := newScripted(t)
 	await(t, p.waits, "the first wait")
 	var got []string
@@ -522,30 +533,5 @@ func TestSubmitAfterTheEnd(t *testing.T) {
 	}
 	if tm := l.Schedule(0, func() { t.Error("got a call of a timer on a loop that has ended") }); tm.Stop() {
 		t.Error("got an armed timer on a loop that has ended")
-	}
-}
-
-// What the other goroutines take, the loop takes too.
-func TestYieldTime(t *testing.T) {
-	l := newLoop("test", nil, nil, minOutcomes)
-	l.base = time.Now()
-	if l.quantum != yieldTime {
-		t.Errorf("got %v before the first yield, want %v", l.quantum, yieldTime)
-	}
-	for _, past := range []int64{yieldTime, 2 * maxYieldTime} {
-		l.lastYield = l.clock() - past
-		before := l.lastYield
-		now := l.breathe()
-		if l.lastYield == before || now != l.lastYield {
-			t.Errorf("got no yield %v after the last one", time.Duration(past))
-		}
-		if l.quantum < yieldTime || l.quantum > maxYieldTime {
-			t.Errorf("got a quantum of %v, want %v to %v", time.Duration(l.quantum), time.Duration(yieldTime), time.Duration(maxYieldTime))
-		}
-	}
-	l.lastYield = l.clock() + int64(time.Hour)
-	before := l.lastYield
-	if l.breathe(); l.lastYield != before {
-		t.Error("got a yield before it was time")
 	}
 }

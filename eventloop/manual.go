@@ -105,7 +105,7 @@ func (m *Manual) turn() int {
 	before := l.calls()
 	offloaded := m.runOffloaded()
 	l.turn()
-	l.publish()
+	l.publish(l.clock())
 	return offloaded + int(l.calls()-before)
 }
 

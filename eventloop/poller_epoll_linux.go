@@ -10,14 +10,15 @@ import (
 )
 
 // newPoller returns the poller with the given name; "" and "auto" mean the best
-// there is.
-func newPoller(name string, c *Counters) (poller, error) {
+// there is. A fine one waits to the microsecond, if it can.
+func newPoller(name string, fine bool, c *Counters) (poller, error) {
 	switch name {
 	case "", "auto", "epoll":
 		p, err := newEpoll(c)
 		if err != nil {
 			return nil, err
 		}
+		p.fine = fine && sys.Features().EpollPwait2
 		return p, nil
 	default:
 		return nil, fmt.Errorf("eventloop: unknown poller %q", name)
@@ -38,6 +39,7 @@ type epoll struct {
 	counters *Counters
 	epfd     int
 	eventfd  int
+	fine     bool // wait to the microsecond
 	events   []sys.EpollEvent
 }
 
@@ -78,7 +80,13 @@ func (p *epoll) poll(out []outcome, timeout time.Duration) (int, error) {
 		p.events = make([]sys.EpollEvent, len(out))
 	}
 	p.counters.EpollWaits++
-	n, err := sys.EpollWait(p.epfd, p.events, milliseconds(timeout))
+	var n int
+	var err error
+	if p.fine {
+		n, err = sys.EpollWaitFor(p.epfd, p.events, timeout)
+	} else {
+		n, err = sys.EpollWait(p.epfd, p.events, milliseconds(timeout))
+	}
 	if err != nil {
 		return 0, err
 	}

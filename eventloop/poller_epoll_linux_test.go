@@ -60,7 +60,7 @@ func TestEpollDeliversReadiness(t *testing.T) {
 	})
 }
 
-func TestInterestCostsACallOnlyWhenItChanges(t *testing.T) {
+func TestSemantics5_3_InterestCostsACallOnlyWhenItChanges(t *testing.T) {
 	l := newTestLoop(t, nil)
 	r, w := newPipe(t)
 	onLoop(t, l, func() {
@@ -100,7 +100,7 @@ func TestInterestCostsACallOnlyWhenItChanges(t *testing.T) {
 
 // A descriptor that is closed and opened again while its event is on the way: the
 // new owner does not get it.
-func TestDescriptorReuse(t *testing.T) {
+func TestSemantics5_4_DescriptorReuse(t *testing.T) {
 	l := newTestLoop(t, nil)
 	r1, w1 := newPipe(t)
 	r2, w2 := newPipe(t)
@@ -335,5 +335,18 @@ func TestTimeoutsRoundUp(t *testing.T) {
 		if got := milliseconds(tt.d); got != tt.want {
 			t.Errorf("%v: got %d ms, want %d", tt.d, got, tt.want)
 		}
+	}
+}
+
+// A loop waits to the microsecond if it was asked to and the kernel can.
+func TestFineTimers(t *testing.T) {
+	for _, fine := range []bool{false, true} {
+		l := newTestGroup(t, GroupConfig{Loops: 1, FineTimers: fine}).Next()
+		if got, want := l.poller.(*epoll).fine, fine && sys.Features().EpollPwait2; got != want {
+			t.Errorf("FineTimers %v: got a fine poller %v, want %v", fine, got, want)
+		}
+		fired := make(chan struct{})
+		l.Schedule(300*time.Microsecond, func() { close(fired) })
+		await(t, fired, "the timer")
 	}
 }

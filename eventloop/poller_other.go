@@ -9,7 +9,7 @@ import (
 )
 
 // newPoller fails: only Manual loops run here.
-func newPoller(name string, _ *Counters) (poller, error) {
+func newPoller(name string, _ bool, _ *Counters) (poller, error) {
 	switch name {
 	case "", "auto", "epoll":
 		return nil, fmt.Errorf("eventloop: no poller on %s: %w", runtime.GOOS, errors.ErrUnsupported)

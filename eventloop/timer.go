@@ -1,12 +1,14 @@
 package eventloop
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 )
 
-// Timer calls a function on its loop, once, at its deadline or a little later,
-// never before. [Loop.Schedule] makes it.
+// Timer calls a function on its loop at its deadline or a little later, never
+// before: once if [Loop.Schedule] made it, again and again if [Loop.ScheduleEvery]
+// did.
 //
 // Stopping a timer and moving its deadline later are stores, whoever does it: the
 // loop finds out when the old deadline comes up. Only an earlier deadline costs a
@@ -17,10 +19,14 @@ type Timer struct {
 	loop *Loop
 	f    func()
 
-	deadline atomic.Int64 // on the loop's clock; 0 when stopped or fired
+	// On the loop's clock; 0 when stopped or fired. That of a repeating timer has its
+	// sign changed while f runs.
+	deadline atomic.Int64
+
+	repeats bool // fixed
 
 	// Loop only.
-	at int // place in the heap plus one; 0 when it is not there
+	at int32 // place in the heap plus one; 0 when it is not there
 }
 
 // Schedule calls f on the loop once d has passed, at the next opportunity if d is
@@ -31,29 +37,50 @@ func (l *Loop) Schedule(d time.Duration, f func()) *Timer {
 	return t
 }
 
+// ScheduleEvery calls f on the loop when d has passed and every d from then on, until
+// the timer is stopped; f may do that. As with a time.Ticker, the calls have fixed
+// times: one that comes late does not shift those after it, and those whose time
+// passes meanwhile are left out, so that a stall is followed by one call and not by
+// many. A panic in f does not end them. For the same pause between two calls, however
+// long f takes, have f reset a timer of Schedule.
+//
+// It panics if d is not positive. On a loop that has ended it returns a timer that
+// never fires.
+func (l *Loop) ScheduleEvery(d time.Duration, f func()) *Timer {
+	if d <= 0 {
+		panic("eventloop: ScheduleEvery without a positive interval")
+	}
+	r := &repeat{t: Timer{loop: l, repeats: true}, every: int64(d), f: f}
+	r.t.f = r.run
+	r.t.Reset(d)
+	return &r.t
+}
+
 // Stop keeps the timer from firing. It reports whether it did: not if the timer
 // has fired or was stopped before. Off the loop, true means that the function has
-// not been called and will not be, false that it may be running.
+// not been called and will not be, false that it may be running. Of a repeating timer
+// that holds for the next call; after Stop no other one begins.
 func (t *Timer) Stop() bool {
-	if t.deadline.Swap(0) == 0 {
-		return false
+	old := t.deadline.Swap(0)
+	if old != 0 {
+		t.loop.timers.armed.Add(-1)
 	}
-	t.loop.timers.armed.Add(-1)
-	return true
+	return old > 0
 }
 
 // Reset lets the timer fire once d from now has passed, whether it was armed, has
-// fired or was stopped. It reports whether the timer was armed.
+// fired or was stopped. It reports whether the timer was armed. A repeating timer
+// goes on from there with the interval it has.
 func (t *Timer) Reset(d time.Duration) bool {
 	l := t.loop
 	at := l.clock()
 	if d > 0 {
 		if at += int64(d); at < 0 {
-			at = 1<<63 - 1
+			at = math.MaxInt64
 		}
 	}
 	old := t.deadline.Swap(at)
-	if old != 0 && at >= old {
+	if old > 0 && at >= old {
 		return true
 	}
 	if old == 0 {
@@ -64,7 +91,40 @@ func (t *Timer) Reset(d time.Duration) bool {
 	} else if l.Submit((*timerPlace)(t)) != nil {
 		t.Stop()
 	}
-	return old != 0
+	return old > 0
+}
+
+// repeat is a timer that arms itself anew.
+type repeat struct {
+	t     Timer
+	every int64
+	f     func()
+}
+
+// run is the function of the timer.
+func (r *repeat) run() {
+	defer r.again() // also if f panics
+	r.f()
+}
+
+// again arms the timer for the first of its times that is still to come, unless it
+// was stopped or reset while f ran.
+func (r *repeat) again() {
+	t := &r.t
+	was := t.deadline.Load()
+	if was >= 0 {
+		return
+	}
+	next, now := -was+r.every, t.loop.now
+	if next > 0 && next <= now {
+		next += ((now-next)/r.every + 1) * r.every
+	}
+	if next < 0 {
+		next = math.MaxInt64
+	}
+	if t.deadline.CompareAndSwap(was, next) {
+		t.loop.timers.place(t)
+	}
 }
 
 // timerPlace is a Timer as a task that puts it where it belongs in the heap.
@@ -100,14 +160,16 @@ func (e *timerEntry) before(o *timerEntry) bool {
 func (ts *timers) place(t *Timer) {
 	at := t.deadline.Load()
 	switch {
-	case at == 0:
+	case at <= 0:
 	case t.at == 0:
-		ts.compact()
+		if ts.sparse() {
+			ts.compact()
+		}
 		ts.seq++
 		ts.heap = append(ts.heap, timerEntry{key: at, seq: ts.seq, t: t})
 		ts.up(len(ts.heap) - 1)
 	case at < ts.heap[t.at-1].key:
-		ts.rekey(t.at-1, at)
+		ts.rekey(int(t.at)-1, at)
 	}
 }
 
@@ -154,8 +216,7 @@ func (ts *timers) due(now int64, seq uint64) *Timer {
 			ts.pop()
 		case at > now:
 			ts.rekey(0, at)
-		case t.deadline.CompareAndSwap(at, 0):
-			ts.armed.Add(-1)
+		case t.fire(at):
 			ts.pop()
 			return t
 		}
@@ -163,12 +224,39 @@ func (ts *timers) due(now int64, seq uint64) *Timer {
 	return nil
 }
 
-// compact drops stopped timers once they are more than half of the heap, so that
-// timeouts which are always cancelled cost memory in proportion to the armed ones.
-func (ts *timers) compact() {
-	if len(ts.heap) < 64 || int64(len(ts.heap)) <= 2*ts.armed.Load() {
-		return
+// fire reports whether the timer, which is due at the time of its deadline, may call
+// its function now.
+func (t *Timer) fire(deadline int64) bool {
+	if t.repeats {
+		return t.deadline.CompareAndSwap(deadline, -deadline)
 	}
+	if !t.deadline.CompareAndSwap(deadline, 0) {
+		return false
+	}
+	t.loop.timers.armed.Add(-1)
+	return true
+}
+
+// sparse reports whether more than half of the heap are stopped timers. Dropping
+// them then costs no more than putting them there did, and timeouts that are always
+// cancelled need memory in proportion to the armed ones.
+func (ts *timers) sparse() bool {
+	return len(ts.heap) >= 64 && int64(len(ts.heap)) > 2*ts.armed.Load()
+}
+
+// tidy gives back what a burst of timers has left behind. It is called by a loop that
+// is about to wait.
+func (ts *timers) tidy() {
+	if ts.sparse() {
+		ts.compact()
+	}
+	if cap(ts.heap) > 1024 && len(ts.heap) < cap(ts.heap)/4 {
+		ts.heap = append(make([]timerEntry, 0, 2*len(ts.heap)), ts.heap...)
+	}
+}
+
+// compact drops stopped timers.
+func (ts *timers) compact() {
 	live := ts.heap[:0]
 	for _, e := range ts.heap {
 		if e.t.deadline.Load() == 0 {
@@ -176,7 +264,7 @@ func (ts *timers) compact() {
 			continue
 		}
 		live = append(live, e)
-		e.t.at = len(live)
+		e.t.at = int32(len(live))
 	}
 	clear(ts.heap[len(live):])
 	ts.heap = live
@@ -208,7 +296,7 @@ func (ts *timers) pop() {
 
 func (ts *timers) set(i int, e timerEntry) {
 	ts.heap[i] = e
-	e.t.at = i + 1
+	e.t.at = int32(i + 1)
 }
 
 func (ts *timers) up(i int) {

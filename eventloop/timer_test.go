@@ -3,8 +3,12 @@ package eventloop
 import (
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/runnel-io/runnel/internal/invariant"
 )
 
 func TestTimersFireInOrder(t *testing.T) {
@@ -173,7 +177,20 @@ func TestTimerForNowWaitsForTheNextTurn(t *testing.T) {
 }
 
 func TestTimersNeverFireEarly(t *testing.T) {
-	l := newTestLoop(t, nil)
+	for name, cfg := range map[string]GroupConfig{
+		"milliseconds": {},
+		"microseconds": {FineTimers: true},
+		"spinning":     {Spin: time.Hour},
+		"locked":       {LockThread: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg.Loops = 1
+			testTimersNeverFireEarly(t, newTestGroup(t, cfg).Next())
+		})
+	}
+}
+
+func testTimersNeverFireEarly(t *testing.T, l *Loop) {
 	delays := []time.Duration{1, time.Microsecond, 300 * time.Microsecond, time.Millisecond, 1500 * time.Microsecond, 5 * time.Millisecond, 7300 * time.Microsecond}
 	type firing struct{ want, got time.Duration }
 	fired := make(chan firing, len(delays))
@@ -227,6 +244,129 @@ func TestStoppedTimersAreDropped(t *testing.T) {
 		}
 		if got := len(l.timers.heap); got > 128 {
 			t.Errorf("got %d entries for no armed timer, want at most 128", got)
+		}
+	})
+}
+
+// Hostile patterns leave no more behind than what is armed needs.
+func TestTimersGiveMemoryBack(t *testing.T) {
+	n := 1_000_000
+	if invariant.Race {
+		n /= 10 // it takes long
+	}
+	never := func() {}
+	tests := []struct {
+		name string
+		do   func(m *Manual, l *Loop)
+		most int // entries in the heap while it goes on
+	}{
+		{"armed and stopped, one after the other", func(_ *Manual, l *Loop) {
+			for range n {
+				l.Schedule(time.Hour, never).Stop()
+			}
+		}, 128},
+		{"one timer, armed and stopped", func(_ *Manual, l *Loop) {
+			tm := l.Schedule(time.Hour, never)
+			for range n {
+				tm.Stop()
+				tm.Reset(time.Hour)
+			}
+			tm.Stop()
+		}, 1},
+		{"one timer, earlier and later", func(_ *Manual, l *Loop) {
+			tm := l.Schedule(time.Hour, never)
+			for i := range n {
+				tm.Reset(time.Hour - time.Duration(i%2)*time.Minute)
+			}
+			tm.Stop()
+		}, 1},
+		{"all armed, then all stopped", func(_ *Manual, l *Loop) {
+			timers := make([]*Timer, 100_000)
+			for i := range timers {
+				timers[i] = l.Schedule(time.Hour+time.Duration(i), never)
+			}
+			for _, tm := range timers {
+				tm.Stop()
+			}
+		}, 200_000},
+		{"stopped off the loop", func(m *Manual, l *Loop) {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for range n / 10 {
+					l.Schedule(time.Hour, never).Stop()
+				}
+			}()
+			<-done
+			m.RunUntilIdle()
+		}, 128},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newTestManual(t)
+			l := m.Loop()
+			m.Enter(func() {
+				tt.do(m, l)
+				if got := cap(l.timers.heap); got > 2*tt.most {
+					t.Errorf("got room for %d entries, want at most %d", got, 2*tt.most)
+				}
+				l.timers.tidy() // as a loop does that is about to wait
+				if got := len(l.timers.heap); got > 64 {
+					t.Errorf("got %d entries for no armed timer, want at most 64", got)
+				}
+				if got := cap(l.timers.heap); got > 1024 {
+					t.Errorf("got room for %d entries for no armed timer, want at most 1024", got)
+				}
+			})
+			if got := l.Metrics().TimersArmed; got != 0 {
+				t.Errorf("got %d armed timers, want 0", got)
+			}
+		})
+	}
+}
+
+// Whoever resets and stops, and however that meets the loop: each arming ends in one
+// firing or in one Stop that reports true.
+func TestTimersFromEverywhere(t *testing.T) {
+	l := newTestLoop(t, nil)
+	const timers, goroutines, each = 50, 4, 5000
+	var armed, stopped atomic.Int64
+	fired := 0 // loop-only
+	var all [timers]*Timer
+	for i := range all {
+		all[i] = l.Schedule(time.Hour, func() { fired++ })
+		armed.Add(1)
+	}
+	work := func(r *rand.Rand) {
+		for range each {
+			tm := all[r.IntN(timers)]
+			if r.IntN(3) == 0 {
+				if tm.Stop() {
+					stopped.Add(1)
+				}
+			} else if !tm.Reset(time.Duration(r.IntN(100)) * time.Microsecond) {
+				armed.Add(1)
+			}
+		}
+	}
+	seed := rand.Uint64()
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() { work(rand.New(rand.NewPCG(seed, uint64(g)))) })
+	}
+	onLoop(t, l, func() { work(rand.New(rand.NewPCG(seed, goroutines))) })
+	wg.Wait()
+	for _, tm := range all {
+		if tm.Stop() {
+			stopped.Add(1)
+		}
+	}
+	onLoop(t, l, func() {
+		if got, want := int64(fired)+stopped.Load(), armed.Load(); got != want {
+			t.Errorf("seed %d: got %d firings and %d stops, want %d together", seed, fired, stopped.Load(), want)
+		}
+		if got := l.Metrics().TimersArmed; got != 0 {
+			t.Errorf("seed %d: got %d armed timers, want 0", seed, got)
 		}
 	})
 }

@@ -1,7 +1,9 @@
 package goid
 
 import (
+	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -71,6 +73,20 @@ func TestIdentity(t *testing.T) {
 				t.Errorf("got %#x at the end, want %#x", got, mine)
 			}
 		})
+	}
+}
+
+// Number is what a stack trace says.
+func TestNumber(t *testing.T) {
+	got := make(chan string)
+	go func() {
+		var buf [64]byte
+		header := string(buf[:runtime.Stack(buf[:], false)])
+		got <- fmt.Sprintf("goroutine %d |%s", Number(), header)
+	}()
+	want, header, _ := strings.Cut(<-got, "|")
+	if !strings.HasPrefix(header, want) {
+		t.Errorf("got %q, want the number in %q", want, header)
 	}
 }
 

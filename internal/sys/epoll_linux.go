@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -84,6 +85,30 @@ func EpollWait(epfd int, events []EpollEvent, timeoutMs int) (int, error) {
 		}
 	}
 }
+
+// EpollWaitFor is EpollWait with a timeout to the nanosecond, which is rounded by
+// nothing but the kernel's timer slack: 50 microseconds unless the thread has asked
+// for less. 0 asks and does not wait, a negative one waits for ever. [Features] tells
+// whether the kernel has it.
+func EpollWaitFor(epfd int, events []EpollEvent, timeout time.Duration) (int, error) {
+	if timeout <= 0 {
+		return EpollWait(epfd, events, int(max(timeout, -1)))
+	}
+	base := unsafe.Pointer(unsafe.SliceData(events))
+	ts := kernelTimespec{int64(timeout / time.Second), int64(timeout % time.Second)}
+	n, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd), uintptr(base), uintptr(len(events)), uintptr(unsafe.Pointer(&ts)), 0, 0)
+	switch e {
+	case 0:
+		return int(n), nil
+	case unix.EINTR:
+		return 0, nil
+	default:
+		return 0, fail("epoll_pwait2", e)
+	}
+}
+
+// kernelTimespec has 64 bits for each part on every architecture.
+type kernelTimespec struct{ sec, nsec int64 }
 
 // Eventfd returns a new eventfd, non-blocking, with nothing in it.
 func Eventfd() (int, error) {

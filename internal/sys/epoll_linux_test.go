@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,6 +73,39 @@ func TestEpoll(t *testing.T) {
 	wantErrno(t, err, "epoll_pwait", syscall.EINVAL)
 	f := tempFile(t, nil)
 	wantErrno(t, EpollAdd(epfd, int(f.Fd()), EpollIn, 0), "epoll_ctl", syscall.EPERM)
+}
+
+// A wait to the nanosecond ends with an event, or when its time has passed, and not
+// before.
+func TestEpollWaitFor(t *testing.T) {
+	if !Features().EpollPwait2 {
+		t.Skip("the kernel does not have epoll_pwait2, or does not allow it")
+	}
+	epfd := newEpoll(t)
+	events := make([]EpollEvent, 4)
+	for _, d := range []time.Duration{0, 1, 999, time.Microsecond, 350 * time.Microsecond, time.Millisecond + 1} {
+		begin := time.Now()
+		n, err := EpollWaitFor(epfd, events, d)
+		if n != 0 || err != nil {
+			t.Errorf("%v: got %d, %v, want nothing", d, n, err)
+		}
+		if took := time.Since(begin); took < d {
+			t.Errorf("got the end of a wait of %v after %v", d, took)
+		}
+	}
+	fd, err := Eventfd()
+	check(t, err)
+	closing(t, fd)
+	check(t, EpollAdd(epfd, fd, EpollIn, 3))
+	check(t, EventfdWrite(fd))
+	for _, d := range []time.Duration{-1, -time.Hour, 0, time.Nanosecond, time.Hour, 1<<63 - 1} {
+		n, err := EpollWaitFor(epfd, events, d)
+		if n != 1 || err != nil || events[0].Data() != 3 {
+			t.Errorf("%v: got %d, %v, want the event", d, n, err)
+		}
+	}
+	_, err = EpollWaitFor(epfd, nil, time.Second)
+	wantErrno(t, err, "epoll_pwait2", syscall.EINVAL)
 }
 
 // More descriptors may be ready than one wait returns.

@@ -29,6 +29,12 @@ var probed = sync.OnceValue(func() (f FeatureSet) {
 	f.Openat2 = open(unix.RESOLVE_BENEATH)
 	f.ResolveCached = f.Openat2 && open(unix.RESOLVE_BENEATH|resolveCached)
 
+	// A set that is not there is found out after the arguments have been read.
+	var ev unix.EpollEvent
+	var ts kernelTimespec
+	_, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT2, ^uintptr(0), uintptr(unsafe.Pointer(&ev)), 1, uintptr(unsafe.Pointer(&ts)), 0, 0)
+	f.EpollPwait2 = e == unix.EBADF
+
 	// A pipe takes no offset: with the flag known and the descriptor good that is
 	// what the kernel complains of.
 	var b [1]byte
@@ -37,7 +43,7 @@ var probed = sync.OnceValue(func() (f FeatureSet) {
 	if err != nil {
 		return f
 	}
-	_, _, e := unix.Syscall6(unix.SYS_PREADV2, uintptr(r), uintptr(unsafe.Pointer(&part)), 1, 0, 0, unix.RWF_NOWAIT)
+	_, _, e = unix.Syscall6(unix.SYS_PREADV2, uintptr(r), uintptr(unsafe.Pointer(&part)), 1, 0, 0, unix.RWF_NOWAIT)
 	f.PreadNowait = e == unix.ESPIPE
 	Close(r)
 	Close(w)

@@ -54,6 +54,7 @@ type FeatureSet struct {
 	Openat2       bool // openat2(2), which OpenBeneath needs
 	ResolveCached bool // and its RESOLVE_CACHED, without which a cached lookup always returns ErrAgain
 	PreadNowait   bool // preadv2(2) with RWF_NOWAIT, without which Cached knows nothing
+	EpollPwait2   bool // epoll_pwait2(2), which EpollWaitFor needs
 }
 
 // PageSize returns the size of a page of memory.

@@ -99,6 +99,11 @@ func ShutdownWrite(fd int) error                              { return errUnsupp
 func Unread(fd int) (int, error)                              { return 0, errUnsupported }
 func Unsent(fd int) (int, error)                              { return 0, errUnsupported }
 
+// EpollWaitFor is described in the files for Linux.
+func EpollWaitFor(epfd int, events []EpollEvent, timeout time.Duration) (int, error) {
+	return 0, errUnsupported
+}
+
 // SetKeepAlive is described in the files for Linux.
 func SetKeepAlive(fd int, on bool, idle, interval time.Duration, count int) error {
 	return errUnsupported
