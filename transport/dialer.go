@@ -109,9 +109,7 @@ func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(c
 		return
 	}
 	if addrs := literal(network, addr); addrs != nil {
-		if err := c.Execute(func() { d.dialOn(c, &cfg, addrs, then) }); err != nil {
-			then(nil, err)
-		}
+		d.dialLater(c, &cfg, addrs, then)
 		return
 	}
 	c.Offload(func(ctx context.Context) (any, error) {
@@ -126,8 +124,15 @@ func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(c
 			then(nil, &OpError{Op: "connect", Err: err})
 			return
 		}
-		d.dialOn(c, &cfg, v.([]net.Addr), then)
+		d.dialLater(c, &cfg, v.([]net.Addr), then)
 	})
+}
+
+// dialLater has the loop connect in a task: c's handler may run on an executor.
+func (d *Dialer) dialLater(c *pipeline.Context, cfg *Config, addrs []net.Addr, then func(pipeline.Channel, error)) {
+	if err := c.Loop().Execute(func() { d.dialOn(c, cfg, addrs, then) }); err != nil {
+		then(nil, err)
+	}
 }
 
 // later calls then with an error in a task, so that it never runs before DialThen
@@ -141,7 +146,7 @@ func (d *Dialer) later(c *pipeline.Context, then func(pipeline.Channel, error), 
 // dialOn connects on c's loop. Loop-only.
 func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then func(pipeline.Channel, error)) {
 	if err := c.Channel().CloseReason(); err != nil {
-		then(nil, &OpError{Op: "connect", Addr: addrs[0], Err: err})
+		d.later(c, then, &OpError{Op: "connect", Addr: addrs[0], Err: err})
 		return
 	}
 	c.Loop().Group().Hold()

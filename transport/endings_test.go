@@ -302,6 +302,43 @@ func TestDialThroughHandshake(t *testing.T) {
 	}
 }
 
+// A handler on an executor dials: the new channel is of its own channel's loop, and the
+// outcome comes where the handler runs.
+func TestDialThenFromAnExecutor(t *testing.T) {
+	l := serve(t, &Server{}, "tcp", "127.0.0.1:0")
+	_, port, err := net.SplitHostPort(l.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{"127.0.0.1:" + port, "localhost:" + port} {
+		type outcome struct {
+			ch     pipeline.Channel
+			err    error
+			onLoop bool
+		}
+		result := make(chan outcome, 1)
+		asking, err := (&Dialer{Init: with(pipeline.Offloaded{Handler: pipeline.OnActive(func(c *pipeline.Context) error {
+			(&Dialer{}).DialThen(c, "tcp", addr, func(ch pipeline.Channel, err error) {
+				result <- outcome{ch, err, c.Loop().InLoop()}
+			})
+			return nil
+		})})}).Dial(context.Background(), "tcp", l.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := await(t, result, "the outcome")
+		if r.err != nil || r.onLoop || r.ch.Loop() != asking.Loop() || !r.ch.Active() {
+			t.Errorf("%s: got %v, %v, on the loop %v; want a channel of the same loop, on the executor", addr, r.ch, r.err, r.onLoop)
+		}
+		asking.Close()
+		await(t, asking.Closed().Done(), "the close")
+		if r.ch != nil {
+			r.ch.Close()
+			await(t, r.ch.Closed().Done(), "the close of the dialed one")
+		}
+	}
+}
+
 // A channel that dials again and again does not hold on to what it dialed before.
 func TestDialThenForgets(t *testing.T) {
 	l := serve(t, &Server{}, "tcp", "127.0.0.1:0")
