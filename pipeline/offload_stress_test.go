@@ -19,6 +19,7 @@ import (
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/invariant"
 	"github.com/runnel-io/runnel/pipeline"
 	"github.com/runnel-io/runnel/pipeline/embedded"
 	"github.com/runnel-io/runnel/transport"
@@ -37,6 +38,18 @@ func stressSeed(t *testing.T) uint64 {
 		}
 	})
 	return seed
+}
+
+// scaled is how much of n a test does where it takes longer: under the race detector,
+// and where asking for a goroutine's identity takes microseconds.
+func scaled(n int) int {
+	switch {
+	case runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64":
+		return max(n/6, 1)
+	case testing.Short() || invariant.Race:
+		return max(n/2, 1)
+	}
+	return n
 }
 
 // number is a message that is counted: of the peer's stream inbound, of the sink's or
@@ -448,11 +461,7 @@ func (d *disturber) step() {
 // between them.
 func TestOffloadedModel(t *testing.T) {
 	seed := stressSeed(t)
-	n := 400
-	if testing.Short() {
-		n = 100
-	}
-	for i := range n {
+	for i := range scaled(400) {
 		if !t.Failed() {
 			offloadedModel(t, seed+uint64(i))
 		}
@@ -619,10 +628,7 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	channels := 100
-	if testing.Short() {
-		channels = 40
-	}
+	channels := scaled(100)
 	away := func(r *rand.Rand) *pipeline.Offloaded {
 		off := &pipeline.Offloaded{Mark: 1 + r.IntN(30)}
 		switch r.IntN(3) {
@@ -793,7 +799,7 @@ func peer(t *testing.T, r *rand.Rand, network, addr string, ended *atomic.Bool) 
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(patience))
-	total := 100 + r.IntN(1000)
+	total := scaled(100 + r.IntN(1000))
 	go func() {
 		for n := 1; n <= total; {
 			var b []byte
