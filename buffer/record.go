@@ -120,7 +120,7 @@ func (b *Buf) showLast() {
 
 // sampleEvery is how many allocations there are to one whose stack is taken at level
 // LeakSampled, on average.
-const sampleEvery = 128
+const sampleEvery = 1024
 
 // sampleGap returns after how many allocations the next is to be sampled. It varies,
 // for a program that allocates in a regular way to have each of its places sampled.
