@@ -9,12 +9,13 @@ import (
 
 const (
 	// yieldTime is how long a loop with enough to do keeps its processor from the
-	// other goroutines. For metTime after it has met one, it looks for more every
-	// nearTime, or lookTime for each processor if that is longer: who asks the runtime
-	// how busy they are has to look at each. That costs it 2 to 3 % of its time. If they
-	// keep the processor longer than that, so does the loop the next time, up to
-	// maxYieldTime: beside goroutines that compute all the time, each of which the
-	// runtime gives 10 ms, a loop that always left at once would get next to nothing.
+	// other goroutines. Once it meets some, it looks for more every nearTime, or lookTime
+	// for each processor if that is longer: who asks the runtime how busy they are has
+	// to look at each. That costs it 3 % of its time, and ends metTime after they have
+	// become few. If they keep the processor longer than that, so does the loop the next
+	// time, up to maxYieldTime: beside goroutines that compute all the time, each of
+	// which the runtime gives 10 ms, a loop that always left at once would get next to
+	// nothing.
 	yieldTime    = int64(200 * time.Microsecond)
 	nearTime     = int64(8 * time.Microsecond)
 	lookTime     = int64(2 * time.Microsecond)
@@ -22,14 +23,16 @@ const (
 	maxYieldTime = int64(10 * time.Millisecond)
 
 	// aloneTime is more than a yield takes when nobody wants the processor, and none is
-	// idle.
+	// idle. Interrupts make some yields longer, up to a hundred a second of those that
+	// look for company; so there is company if that happens metTimes in metTime.
 	aloneTime = int64(500)
+	metTimes  = 4
 
 	// While it has company, a loop wakes an idle processor every pokeTime, so that
 	// timers are looked at: one that waits does that to the millisecond. That may
-	// take a twelfth of its time, or it does so less often.
-	pokeTime  = int64(40 * time.Microsecond)
-	pokeShare = 12
+	// take a fifth of its time, or it does so less often.
+	pokeTime  = int64(30 * time.Microsecond)
+	pokeShare = 5
 
 	// lockedTime is how long a loop that is locked to its thread keeps it when it sees
 	// nobody wait: to yield costs it two switches of threads, 15 us.
@@ -51,28 +54,37 @@ type pace struct {
 	left    int   // of them, to be made
 	precise int   // looks until the window may be larger than 1
 
-	procs     int   // GOMAXPROCS, lately
-	near      int64 // nearTime for so many
-	lastYield int64 // clock after it
-	quantum   int64 // how long after it the next one is
-	met       int64 // lastYield when there was somebody else
-	scheduled int64 // lastYield of the latest one that was not left out
-	poke      int64 // how long after it an idle processor is woken
+	procs     int             // GOMAXPROCS, lately
+	every     int64           // nearTime for so many
+	lastYield int64           // clock after it
+	quantum   int64           // how long after it the next one is
+	met       [metTimes]int64 // lastYield of those with somebody else, latest first
+	scheduled int64           // lastYield of the latest one that was not left out
+	poke      int64           // how long after it an idle processor is woken
 }
 
 func newPace() pace {
-	p := pace{window: clockEvery, left: clockEvery, quantum: yieldTime, met: -metTime, poke: pokeTime}
+	p := pace{window: clockEvery, left: clockEvery, quantum: yieldTime, poke: pokeTime}
+	p.meet(-metTime, metTimes)
 	p.setProcs(runtime.GOMAXPROCS(0))
 	return p
 }
 
 // setProcs takes note of GOMAXPROCS, which may change.
 func (p *pace) setProcs(n int) {
-	p.procs, p.near = n, max(nearTime, int64(n)*lookTime)
+	p.procs, p.every = n, max(nearTime, int64(n)*lookTime)
 }
 
-// shorten has the next look come after two calls.
-func (p *pace) shorten() { p.window = min(p.window, 2); p.left = p.window }
+// meet takes note of others; n is how often.
+func (p *pace) meet(now int64, n int) {
+	copy(p.met[n:], p.met[:])
+	for i := range n {
+		p.met[i] = now
+	}
+}
+
+// near reports whether others have wanted the processor lately.
+func (p *pace) near(now int64) bool { return now-p.met[metTimes-1] < metTime }
 
 // look reads the clock between two calls, and yields if it is time to.
 func (l *Loop) look() (now int64) {
@@ -84,7 +96,7 @@ func (l *Loop) look() (now int64) {
 	p.left = p.window
 	p.looked = now
 	if now-p.lastYield >= p.quantum && l.manual == nil {
-		return l.yield(now)
+		return l.yield(now, l.company(now))
 	}
 	return now
 }
@@ -105,19 +117,17 @@ func (l *Loop) measure(took, n int64) {
 		p.precise--
 	case took >= slowCall*n:
 		p.window = 1
-	case p.looked-p.met < metTime:
-		p.window = int(min(max(p.near*n/max(took, 1), 1), clockEvery))
+	case p.near(p.looked):
+		p.window = int(min(max(p.every*n/max(took, 1), 1), clockEvery))
 	default:
 		p.window = clockEvery
 	}
 }
 
-// yield lets other goroutines run, if there may be some, and takes note how long
-// they did.
-func (l *Loop) yield(now int64) (after int64) {
+// yield lets who wants it have the processor, and takes note for how long that was.
+func (l *Loop) yield(now int64, who company) (after int64) {
 	p := &l.pace
 	after = now
-	who := l.company(now)
 	if who != nobody {
 		runtime.Gosched()
 		after = l.clock()
@@ -127,12 +137,14 @@ func (l *Loop) yield(now int64) (after int64) {
 	switch {
 	case who == idleProcessor:
 		p.poke = min(max(p.poke+(pokeShare*min(took, yieldTime/pokeShare)-p.poke)/8, pokeTime), yieldTime)
-	case who == somebody || took >= aloneTime:
-		p.met = after
+	case who == somebody:
+		p.meet(after, metTimes)
+	case took >= aloneTime:
+		p.meet(after, 1)
 	}
 	least := yieldTime
-	if after-p.met < metTime {
-		least = p.near / 2 // at the next look
+	if p.near(after) {
+		least = p.every / 2 // at the next look
 	}
 	p.quantum = min(max(took, least), maxYieldTime)
 	p.lastYield, p.looked = after, after
@@ -169,7 +181,7 @@ func (l *Loop) company(now int64) company {
 		}
 	case running >= p.procs:
 		return anybody
-	case now-p.met < metTime && now-p.scheduled >= p.poke:
+	case p.near(now) && now-p.scheduled >= p.poke:
 		return idleProcessor
 	}
 	return nobody

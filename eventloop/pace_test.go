@@ -33,6 +33,94 @@ func TestYieldTime(t *testing.T) {
 	}
 }
 
+// metAt is company that was met metTimes at once.
+func metAt(now int64) (met [metTimes]int64) {
+	for i := range met {
+		met[i] = now
+	}
+	return met
+}
+
+// Somebody who is seen to wait is company; that a yield took long is so if it happens
+// again and again.
+func TestNear(t *testing.T) {
+	p := newPace()
+	for i := range int64(metTimes) {
+		if p.near(i) {
+			t.Errorf("got company after %d long yields, want it after %d", i, metTimes)
+		}
+		p.meet(i, 1)
+	}
+	if !p.near(metTimes) || !p.near(metTime-1) || p.near(metTime) {
+		t.Error("want company from the last long yield on, until the first is too long ago")
+	}
+	p.meet(metTime, metTimes)
+	if !p.near(2*metTime-1) || p.near(2*metTime) {
+		t.Error("want company for a while after somebody was seen")
+	}
+}
+
+// A stage of many calls begins with a look at the clock while there is company: its
+// calls may take longer than those before.
+func TestStagesBeginWithALook(t *testing.T) {
+	const n, quick, slow = 64, 100, int64(4 * time.Microsecond)
+	m := newTestManual(t)
+	l := m.Loop()
+	longest := func(company bool) (between int64) {
+		l.pace = newPace()
+		if company {
+			l.pace.meet(m.nanos.Load(), metTimes)
+			l.pace.quantum = nearTime / 2
+		}
+		for range n {
+			_ = l.Execute(func() { m.nanos.Add(quick) })
+		}
+		last := m.nanos.Load()
+		m.Enter(func() {
+			for range n {
+				l.AtTurnEnd(funcTask(func() {
+					if l.pace.looked > last {
+						last = l.pace.looked
+					}
+					m.nanos.Add(slow)
+					between = max(between, m.nanos.Load()-last)
+				}))
+			}
+			m.Turn()
+		})
+		return between
+	}
+	if got, want := longest(true), 3*slow; got > want {
+		t.Errorf("got %v between two looks with company, want at most %v", time.Duration(got), time.Duration(want))
+	}
+	if got, want := longest(false), (clockEvery+1)*slow+n*quick; got > want {
+		t.Errorf("got %v between two looks alone, want at most %v", time.Duration(got), time.Duration(want))
+	}
+}
+
+// How often an idle processor is woken depends on what that costs.
+func TestPoke(t *testing.T) {
+	l := newLoop("test", nil, nil, minOutcomes)
+	// The clock runs from now back to base: a yield that began so much earlier took
+	// as long.
+	poke := func(took time.Duration) time.Duration {
+		for range 100 {
+			l.base = time.Now()
+			l.yield(l.clock()-int64(took), idleProcessor)
+		}
+		return time.Duration(l.pace.poke)
+	}
+	if got, want := poke(10*time.Microsecond), pokeShare*10*time.Microsecond; got < want {
+		t.Errorf("got %v between pokes that take 10 us, want at least %v", got, want)
+	}
+	if got, want := poke(time.Second), time.Duration(yieldTime); got > want || got < want-time.Microsecond {
+		t.Errorf("got %v between pokes that take a second, want %v", got, want)
+	}
+	if l.pace.near(l.clock()) {
+		t.Error("got company by waking a processor")
+	}
+}
+
 // Who is asked for the processor, and when.
 func TestCompany(t *testing.T) {
 	const now = int64(time.Hour)
@@ -46,11 +134,11 @@ func TestCompany(t *testing.T) {
 		want   company
 	}{
 		{"one processor", 1, false, pace{}, anybody},
-		{"one processor, just now", 1, false, pace{met: now, scheduled: now}, anybody},
+		{"one processor, just now", 1, false, pace{met: metAt(now), scheduled: now}, anybody},
 		{"another processor is idle", 2, false, pace{}, nobody},
-		{"idle, and there is company", 2, false, pace{met: now - metTime + 1, scheduled: now - pokeTime, poke: pokeTime}, idleProcessor},
-		{"idle, and woken just now", 2, false, pace{met: now, scheduled: now - pokeTime + 1, poke: pokeTime}, nobody},
-		{"idle, and company long ago", 2, false, pace{met: now - metTime, poke: pokeTime}, nobody},
+		{"idle, and there is company", 2, false, pace{met: metAt(now - metTime + 1), scheduled: now - pokeTime, poke: pokeTime}, idleProcessor},
+		{"idle, and woken just now", 2, false, pace{met: metAt(now), scheduled: now - pokeTime + 1, poke: pokeTime}, nobody},
+		{"idle, and company long ago", 2, false, pace{met: metAt(now - metTime), poke: pokeTime}, nobody},
 		{"locked", 1, true, pace{scheduled: now - lockedTime + 1}, nobody},
 		{"locked, after a while", 1, true, pace{scheduled: now - lockedTime}, anybody},
 	}

@@ -56,15 +56,21 @@ func (l *Loop) turn() {
 	}
 }
 
-// begin moves the turn on to s. With company about, a stage of many calls begins with
-// a look at the clock: they may take longer than those before.
+// begin moves the turn on to s, in which there are calls to make.
 func (l *Loop) begin(s stage, calls int) {
 	l.stage = s
 	if calls > 4 && l.pace.quantum < yieldTime {
-		l.look()
-		l.pace.shorten()
+		l.pickUp()
 	}
 	l.stageFrom = l.pace.looked
+}
+
+// pickUp begins a stage of many calls with a look at the clock, for there is company
+// and they may take longer than those before.
+func (l *Loop) pickUp() {
+	l.look()
+	l.pace.window = min(l.pace.window, 2)
+	l.pace.left = l.pace.window
 }
 
 // late looks at the clock and reports whether the stage has had its time. A stage
@@ -124,15 +130,18 @@ func (l *Loop) beginTasks() {
 // nextBatch replaces the batch, which has been run, by what waits in the queue. The
 // queue clears the old one. After the last batch it takes no more.
 func (l *Loop) nextBatch(last bool) {
-	if l.sight != nil && len(l.batch) > 0 {
+	seen := l.sight != nil && len(l.batch) > 0
+	if seen {
 		l.sight.hideTasks()
-		defer l.sight.mu.Unlock()
 	}
 	l.batchAt = 0
 	if last {
 		l.batch = l.tasks.Close()
 	} else {
 		l.batch = l.tasks.PopAll()
+	}
+	if seen {
+		l.sight.mu.Unlock()
 	}
 }
 
@@ -182,16 +191,23 @@ func (l *Loop) runTimers() {
 // waits for the next turn.
 func (l *Loop) beginTurnEnd() {
 	spare := l.turnEndRun
-	if len(spare) > 0 && l.sight != nil {
-		l.sight.hideTasks()
-		defer l.sight.mu.Unlock()
+	if len(spare) > 0 {
+		l.clear(spare)
 	}
-	clear(spare)
 	if cap(spare) > 4096 && len(l.turnEnd) < cap(spare)/4 {
 		spare = nil // the memory of a burst
 	}
 	l.turnEnd, l.turnEndRun = spare[:0], l.turnEnd
 	l.turnEndAt = 0
+}
+
+// clear clears a list of tasks that have been run.
+func (l *Loop) clear(tasks []Task) {
+	if l.sight != nil {
+		l.sight.hideTasks()
+		defer l.sight.mu.Unlock()
+	}
+	clear(tasks)
 }
 
 // runTurnEnd has no budget: what was written in this turn leaves in this turn.
@@ -219,17 +235,15 @@ func (l *Loop) runTurnEnd() {
 func (l *Loop) forget() {
 	l.fired = nil
 	if l.sight != nil {
-		l.sight.hideTasks()
-		defer l.sight.mu.Unlock()
 		l.sight.reg.Store(nil)
 		l.sight.timer.Store(nil)
 	}
-	if l.batchAt == len(l.batch) {
-		clear(l.batch)
+	if n := len(l.batch); n > 0 && l.batchAt == n {
+		l.clear(l.batch)
 		l.batch, l.batchAt, l.batchFrom = nil, 0, 0
 	}
-	if l.turnEndAt == len(l.turnEndRun) {
-		clear(l.turnEndRun)
+	if n := len(l.turnEndRun); n > 0 && l.turnEndAt == n {
+		l.clear(l.turnEndRun)
 		l.turnEndRun, l.turnEndAt = l.turnEndRun[:0], 0
 	}
 }

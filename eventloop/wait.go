@@ -1,9 +1,6 @@
 package eventloop
 
-import (
-	"runtime"
-	"time"
-)
+import "time"
 
 const (
 	// idleTime is how long a loop waits before it gives back memory it has kept for
@@ -38,9 +35,14 @@ func (l *Loop) poll() {
 func (l *Loop) pause() {
 	l.sight.enter(stagePoll)
 	if !l.locked {
-		// Whoever is about to give this loop work may only need the processor for it.
+		// Whoever is about to give this loop work may only need the processor for it, or
+		// have another one and need a moment.
 		before := l.clock()
-		l.now = l.yield(before)
+		who := l.company(before)
+		if who == nobody && l.pace.near(before) {
+			who = idleProcessor
+		}
+		l.now = l.yield(before, who)
 		if l.now != before && (l.pending() || l.collect(0) > 0) {
 			return
 		}
@@ -91,10 +93,7 @@ func (l *Loop) spinning() (found bool) {
 	from := l.clock()
 	now := from
 	for now-from < l.spin && !found {
-		if !l.locked && l.company(now) != nobody {
-			runtime.Gosched()
-		}
-		l.now = now
+		l.now = l.yield(now, l.company(now))
 		found = l.collect(0) > 0 || l.pending()
 		now = l.clock()
 	}
