@@ -40,7 +40,7 @@ func (*all) InterceptActive(c *pipeline.Context) error     { c.FireActive(); ret
 func TestAllocations(t *testing.T) {
 	defer buffer.SetLeakLevel(buffer.SetLeakLevel(buffer.LeakSampled)) // at level all buffers are not used again
 	l := newLoop(t)
-	m := newMemory(t, l, new(all), new(writeForwarder), new(all), new(writeForwarder), new(all), new(writeForwarder), new(sink))
+	m := newMemory(t, l, new(all), new(writeForwarder), new(all), new(writeForwarder), new(all), new(writeForwarder), &mapper{}, &mapper{}, new(sink))
 	msg := buffer.FromString("hello")
 	defer msg.Release()
 	ev := any(new(int))
@@ -48,8 +48,8 @@ func TestAllocations(t *testing.T) {
 	last := m.Pipeline().Get("sink#0")
 	onLoop(t, l, func() {
 		p := m.Pipeline()
-		checkAllocs(t, l, "a read through three handlers", 0, func() { p.FireRead(msg) })
-		checkAllocs(t, l, "a write through three handlers and its flush", 0, func() {
+		checkAllocs(t, l, "a read through five handlers", 0, func() { p.FireRead(msg) })
+		checkAllocs(t, l, "a write through five handlers and its flush", 0, func() {
 			msg.Retain()
 			last.Write(msg)
 			m.Flush()
@@ -102,6 +102,7 @@ func TestAllocations_Add(t *testing.T) {
 // A message through an offloaded handler costs no allocation, nor does what comes with
 // it, nor a write.
 func TestAllocations_Offloaded(t *testing.T) {
+	defer buffer.SetLeakLevel(buffer.SetLeakLevel(buffer.LeakSampled))
 	man := eventloop.NewManual()
 	defer man.Close()
 	m := &memory{ended: make(chan struct{})}

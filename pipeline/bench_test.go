@@ -90,6 +90,55 @@ func BenchmarkFireRead(b *testing.B) {
 	}
 }
 
+// source fires messages for as long as a benchmark lasts, from inside the pipeline as a
+// decoder does.
+type source struct{ b *testing.B }
+
+func (s source) HandleRead(c *pipeline.Context, msg any) error {
+	for s.b.Loop() {
+		c.FireRead(msg)
+	}
+	return nil
+}
+
+// mapper returns every message.
+type mapper struct{ n int }
+
+func (m *mapper) MapRead(_ *pipeline.Context, msg any) (any, error) {
+	m.n++
+	return msg, nil
+}
+
+func (m *mapper) MapWrite(_ *pipeline.Context, msg any) (any, error) {
+	m.n++
+	return msg, nil
+}
+
+// The same from inside the pipeline, through handlers of both forms.
+func BenchmarkHop(b *testing.B) {
+	forms := []struct {
+		name string
+		make func() any
+	}{
+		{"FireRead", func() any { return new(forwarder) }},
+		{"MapRead", func() any { return new(mapper) }},
+	}
+	for _, n := range benchSizes {
+		for _, form := range forms {
+			b.Run(fmt.Sprintf("%s/handlers=%d", form.name, n), func(b *testing.B) {
+				hs := []any{source{b}}
+				for range n - 1 {
+					hs = append(hs, form.make())
+				}
+				ch := embedded.New(append(hs, new(sink))...)
+				defer ch.Finish()
+				b.ReportAllocs()
+				ch.WriteInbound(1)
+			})
+		}
+	}
+}
+
 // What a handler costs that does not take the event.
 func BenchmarkFireReadPast(b *testing.B) {
 	msg := any(new(int))

@@ -23,6 +23,7 @@ type Context struct {
 	next, prev *Context
 	reader     ReadHandler // handler, if it is one
 	writer     WriteHandler
+	mapper     ReadMapper // handler, if it is one and linked
 	p          *Pipeline
 
 	// Loop-only. Where reads and writes go from here, past the handlers that do not
@@ -32,10 +33,12 @@ type Context struct {
 	// Fixed when it has been added.
 	typ     *handlerType // of what was passed to Add: the Maker, or the handler
 	handler any
-	ordinal int32 // names it among the handlers of its type when it was given no name
 
-	mask    mask
-	removed atomic.Bool // any goroutine; stored on the loop
+	mask mask
+
+	// Names it among the handlers of its type when it was given no name; ^n once it has
+	// been removed. Any goroutine; stored on the loop.
+	ordinal atomic.Int32
 }
 
 // Channel returns the channel.
@@ -65,8 +68,8 @@ func (c *Context) Handler() any {
 // setHandler has c call h, which takes what the mask of c says.
 func (c *Context) setHandler(h any) {
 	c.handler = h
-	c.reader, _ = h.(ReadHandler)
-	c.writer, _ = h.(WriteHandler)
+	c.reader, c.writer = readerOf(h), writerOf(h)
+	c.mapper, _ = h.(ReadMapper)
 	if c.p.touches {
 		c.touch()
 	}
@@ -77,7 +80,7 @@ func (c *Context) Name() string {
 	if c.typ.given != "" {
 		return c.typ.given
 	}
-	return c.typ.name + "#" + strconv.Itoa(int(c.ordinal))
+	return c.typ.name + "#" + strconv.Itoa(int(c.number()))
 }
 
 // Remove removes the handler from its pipeline. A second call returns
@@ -85,7 +88,16 @@ func (c *Context) Name() string {
 func (c *Context) Remove() error { return c.p.Remove(c) }
 
 // Removed reports whether the handler has been removed.
-func (c *Context) Removed() bool { return c.removed.Load() }
+func (c *Context) Removed() bool { return c.ordinal.Load() < 0 }
+
+// number is the handler's among those of its type.
+func (c *Context) number() int32 {
+	n := c.ordinal.Load()
+	return max(n, ^n)
+}
+
+// setRemoved has Removed say so. Loop-only.
+func (c *Context) setRemoved() { c.ordinal.Store(^c.number()) }
 
 // FireRead passes a message on to the next ReadHandler.
 func (c *Context) FireRead(msg any) {

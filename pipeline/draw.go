@@ -48,7 +48,7 @@ func (p *Pipeline) String() string {
 		p.mu.Lock()
 	}
 	for c := &p.head; c != nil; c = c.next {
-		if c.removed.Load() {
+		if c.Removed() {
 			continue
 		}
 		// Not c.mask, which belongs to the loop.

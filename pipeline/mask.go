@@ -31,9 +31,13 @@ const (
 	maskAdded
 	maskRemoved
 
+	// With maskRead and maskWrite: in the form of a mapper.
+	maskMapRead
+	maskMapWrite
+
 	// The notifications once more, for handlers that hold them: their bits
 	// shifted by holdShift.
-	holdShift = 17
+	holdShift = 19
 
 	maskNotifications = maskRegistered | maskActive | maskReadComplete | maskWritability | maskInactive | maskUnregistered
 )
@@ -109,6 +113,8 @@ func maskOf(h any) mask {
 	var m mask
 	assert[ReadHandler](h, maskRead, &m)
 	assert[WriteHandler](h, maskWrite, &m)
+	assert[ReadMapper](h, maskMapRead, &m)
+	assert[WriteMapper](h, maskMapWrite, &m)
 	assert[ReadCompleteHandler](h, maskReadComplete, &m)
 	assert[RegisteredHandler](h, maskRegistered, &m)
 	assert[UnregisteredHandler](h, maskUnregistered, &m)
@@ -130,6 +136,12 @@ func maskOf(h any) mask {
 	assert[WritabilityInterceptor](h, maskWritability.hold(), &m)
 	assert[InactiveInterceptor](h, maskInactive.hold(), &m)
 	assert[UnregisteredInterceptor](h, maskUnregistered.hold(), &m)
+	if m&maskMapRead != 0 {
+		m ^= maskRead
+	}
+	if m&maskMapWrite != 0 {
+		m ^= maskWrite
+	}
 	return m
 }
 
@@ -140,5 +152,8 @@ func assert[I any](h any, bit mask, m *mask) {
 	}
 }
 
-// twice reports whether some notification is taken in both forms.
-func (m mask) twice() bool { return m&maskNotifications&(m>>holdShift) != 0 }
+// twice reports whether some event is taken in both of its forms.
+func (m mask) twice() bool {
+	return m&maskNotifications&(m>>holdShift) != 0 ||
+		m&(maskRead|maskMapRead) == maskMapRead || m&(maskWrite|maskMapWrite) == maskMapWrite
+}

@@ -25,7 +25,10 @@ import (
 	"github.com/runnel-io/runnel/transport"
 )
 
-var offloadSeed = flag.Uint64("offload.seed", 0, "seed of TestOffloadedStress and TestOffloadedModel; 0 means by the clock")
+var (
+	offloadSeed  = flag.Uint64("offload.seed", 0, "seed of TestOffloadedStress and TestOffloadedModel; 0 means by the clock")
+	offloadSteps = flag.Int("offload.steps", 0, "steps of TestOffloadedModel, at least; 0 means some ten thousand")
+)
 
 func stressSeed(t *testing.T) uint64 {
 	seed := *offloadSeed
@@ -274,6 +277,27 @@ func (s outStation) HandleClose(c *pipeline.Context, p *eventloop.Promise) error
 	return nil
 }
 
+// mapStation takes messages of both ways and returns them.
+type mapStation struct{ *life }
+
+func (s mapStation) MapRead(c *pipeline.Context, msg any) (any, error) {
+	return s.apply(c, "map a read", msg.(*number))
+}
+
+func (s mapStation) MapWrite(c *pipeline.Context, msg any) (any, error) {
+	return s.apply(c, "map a write", msg.(*number))
+}
+
+func (s mapStation) apply(c *pipeline.Context, what string, m *number) (any, error) {
+	defer s.call(c, what)()
+	s.passes(m)
+	if s.trouble.Load() != wellBehaved {
+		m.Release()
+		return nil, s.mayFail()
+	}
+	return m, nil
+}
+
 // bothStation takes both.
 type bothStation struct {
 	inStation
@@ -321,12 +345,15 @@ func (w *world) station(r *rand.Rand, first bool) (any, *life) {
 	off := w.away(r)
 	l.away = off != nil
 	var h any
-	switch r.IntN(3) {
+	switch r.IntN(4) {
 	case 0:
 		h = inStation{l}
 	case 1:
 		h = outStation{l}
 		l.first = false // it is not told what stage it is
+	case 2:
+		h = mapStation{l}
+		l.first = false
 	default:
 		h = bothStation{inStation{l}, outStation{l}}
 	}
@@ -461,12 +488,19 @@ func (d *disturber) step() {
 // between them.
 func TestOffloadedModel(t *testing.T) {
 	seed := stressSeed(t)
-	for i := range scaled(400) {
+	rounds := scaled(400)
+	if *offloadSteps > 0 {
+		rounds = *offloadSteps/modelSteps + 1
+	}
+	for i := range rounds {
 		if !t.Failed() {
 			offloadedModel(t, seed+uint64(i))
 		}
 	}
 }
+
+// modelSteps is how many steps one channel of TestOffloadedModel lives.
+const modelSteps = 150
 
 func offloadedModel(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -497,7 +531,7 @@ func offloadedModel(t *testing.T, seed uint64) {
 		end.stage = 2
 	}
 	sent, answered := 0, [4]int{}
-	for range 150 {
+	for range modelSteps {
 		elsewhere(func() {
 			switch r.IntN(6) {
 			case 0:

@@ -101,8 +101,7 @@ func (p *Pipeline) offload(c *Context, off Offloaded) error {
 		t.tr = new(tracer) // what it calls is called by the loop
 	}
 	h := &strandHandler{c: c, s: s, h: c.handler, takes: c.mask}
-	h.reader, _ = h.h.(ReadHandler)
-	h.writer, _ = h.h.(WriteHandler)
+	h.reader, h.writer = stepReaderOf(h.h), stepWriterOf(h.h)
 	t := *c.typ
 	t.offloaded = h
 	// It is never without a bit while it is linked.

@@ -196,7 +196,7 @@ func Find[T any](p *Pipeline) *Context {
 		defer p.mu.Unlock()
 	}
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if c.removed.Load() {
+		if c.Removed() {
 			continue
 		}
 		if _, ok := c.Handler().(T); ok || c.typ.is(reflect.TypeFor[T]()) {
@@ -214,7 +214,7 @@ func (p *Pipeline) Names() []string {
 	}
 	var names []string
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if !c.removed.Load() {
+		if !c.Removed() {
 			names = append(names, c.Name())
 		}
 	}
@@ -305,7 +305,7 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 		return fmt.Errorf("%w: %T implements none of the handler interfaces", ErrNotHandler, handler)
 	}
 	if t.mask.twice() {
-		return fmt.Errorf("%w: %T takes a notification both as handler and as interceptor", ErrNotHandler, handler)
+		return fmt.Errorf("%w: %T takes an event in both of its forms", ErrNotHandler, handler)
 	}
 	c.p, c.typ, c.mask = p, typeOf(given).called(name), t.mask
 	c.setHandler(p.trace(handler))
@@ -317,17 +317,18 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 
 // nameByType gives c the next free number among the handlers of its type.
 func (p *Pipeline) nameByType(c *Context) {
-	c.ordinal = 0
+	n := int32(0)
 	named := false
 	for o := p.head.next; o != &p.tail; o = o.next {
 		if o.typ.given != "" {
 			named = true
-		} else if o.typ.name == c.typ.name && o.ordinal >= c.ordinal {
-			c.ordinal = o.ordinal + 1
+		} else if o.typ.name == c.typ.name && o.number() >= n {
+			n = o.number() + 1
 		}
 	}
+	c.ordinal.Store(n)
 	for named && p.byName(c.Name()) != nil { // somebody was given such a name
-		c.ordinal++
+		c.ordinal.Add(1)
 	}
 }
 
@@ -419,7 +420,7 @@ func (p *Pipeline) relink(c *Context, m mask, reader, writer *Context) {
 // neighbours, so that what its handler passes on while or after being removed
 // still arrives.
 func (p *Pipeline) unlink(c *Context) {
-	if c.removed.Load() {
+	if c.Removed() {
 		return
 	}
 	if h := c.typ.offloaded; h != nil {
@@ -441,8 +442,8 @@ func (p *Pipeline) takeOut(c *Context) {
 	p.mu.Unlock()
 	p.relink(c, m, c.nextRead, c.prevWrite)
 	c.nextRead, c.prevWrite = c.next, c.prev
-	c.removed.Store(true)
-	c.mask = 0
+	c.setRemoved()
+	c.mask, c.mapper = 0, nil
 	if invariant.Enabled {
 		handlersInUse.release(c)
 	}
@@ -464,7 +465,7 @@ func (p *Pipeline) removeAll() {
 			p.unlink(p.tail.prev)
 			returned = true
 		}()
-		if c := p.tail.prev; c.removed.Load() {
+		if c := p.tail.prev; c.Removed() {
 			p.base.offloading().removing = true
 			return
 		}
@@ -482,7 +483,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 		}
 		return nil, fmt.Errorf("%w: %q", ErrNoHandler, r)
 	case *Context:
-		if r != nil && r.p == p && !r.removed.Load() && r != &p.head && r != &p.tail {
+		if r != nil && r.p == p && !r.Removed() && r != &p.head && r != &p.tail {
 			return r, nil
 		}
 		return nil, ErrNoHandler
@@ -492,7 +493,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 
 func (p *Pipeline) byName(name string) *Context {
 	for c := p.head.next; c != &p.tail; c = c.next {
-		if c.Name() == name && !c.removed.Load() {
+		if c.Name() == name && !c.Removed() {
 			return c
 		}
 	}

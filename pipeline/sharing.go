@@ -40,7 +40,7 @@ func (u *inUse) claim(c *Context) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if o := u.by[at].Value(); o != nil && o.Handler() == h && !o.removed.Load() {
+	if o := u.by[at].Value(); o != nil && o.Handler() == h && !o.Removed() {
 		panic(fmt.Sprintf("pipeline: this %T is a handler of %v already, and not Shareable: make one for each channel, or add a Maker", h, o.p.base))
 	}
 	u.by[at] = weak.Make(c)

@@ -244,7 +244,7 @@ func (b *Base) stopReading() {
 // leave begins the removal. Loop-only, once.
 func (h *strandHandler) leave() {
 	h.leaving = true
-	h.c.removed.Store(true)
+	h.c.setRemoved()
 	h.c.p.base.holdReading(true)
 	h.s.post(op{kind: opRemoved, c: h.c})
 }

@@ -10,6 +10,9 @@ import (
 // and the hops have nothing to ask.
 func (c *Context) touch() {
 	if c.reader != nil {
+		if c.mapper != nil {
+			c.reader, c.mapper = stepReader{c.mapper}, nil
+		}
 		c.reader = touchReader{c.reader}
 	}
 	if c.writer != nil {

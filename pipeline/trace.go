@@ -57,7 +57,7 @@ func (p *Pipeline) Stats() []HandlerStats {
 	var all []HandlerStats
 	for c := &p.head; c != nil; c = c.next {
 		t := c.traced()
-		if t == nil || c.removed.Load() {
+		if t == nil || c.Removed() {
 			continue
 		}
 		s := HandlerStats{Name: c.Name()}
@@ -181,7 +181,7 @@ func (t *traced) InterceptActive(c *Context) error {
 
 func (t *traced) HandleRead(c *Context, msg any) error {
 	defer t.end(iRead, t.begin())
-	return t.h.(ReadHandler).HandleRead(c, msg)
+	return stepReaderOf(t.h).HandleRead(c, msg)
 }
 
 func (t *traced) HandleReadComplete(c *Context) error {
@@ -241,7 +241,7 @@ func (t *traced) HandleConnect(c *Context, remote, local net.Addr, p *eventloop.
 
 func (t *traced) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
 	defer t.end(iWrite, t.begin())
-	return t.h.(WriteHandler).HandleWrite(c, msg, p)
+	return stepWriterOf(t.h).HandleWrite(c, msg, p)
 }
 
 func (t *traced) HandleFlush(c *Context) error {

@@ -44,13 +44,13 @@ func (f onWrite[M]) handlerType() string { return "OnWrite[" + reflect.TypeFor[M
 // Convert makes a handler that turns inbound messages of type W, as they come from the
 // wire, into messages of type M, and outbound ones back; others go on. Each message is
 // the function's on every way out, as with [On], and what it returns is passed on
-// unless there is an error. A function that makes none or several of one is for On and
-// [OnWrite]. Netty: MessageToMessageCodec.
+// unless there is an error or it is a nil interface. A function that makes several of one
+// is for On and [OnWrite]. Netty: MessageToMessageCodec.
 func Convert[W, M any](
 	decode func(c *Context, in W) (M, error), encode func(c *Context, out M) (W, error),
 ) interface {
-	ReadHandler
-	WriteHandler
+	ReadMapper
+	WriteMapper
 } {
 	return convert[W, M]{decode, encode}
 }
@@ -60,30 +60,20 @@ type convert[W, M any] struct {
 	encode func(c *Context, out M) (W, error)
 }
 
-func (h convert[W, M]) HandleRead(c *Context, msg any) error {
+func (h convert[W, M]) MapRead(c *Context, msg any) (any, error) {
 	in, ok := msg.(W)
 	if !ok {
-		c.FireRead(msg)
-		return nil
+		return msg, nil
 	}
-	m, err := h.decode(c, in)
-	if err == nil {
-		c.FireRead(m)
-	}
-	return err
+	return h.decode(c, in)
 }
 
-func (h convert[W, M]) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
+func (h convert[W, M]) MapWrite(c *Context, msg any) (any, error) {
 	out, ok := msg.(M)
 	if !ok {
-		c.ForwardWrite(msg, p)
-		return nil
+		return msg, nil
 	}
-	w, err := h.encode(c, out)
-	if err == nil {
-		c.ForwardWrite(w, p)
-	}
-	return err
+	return h.encode(c, out)
 }
 
 func (h convert[W, M]) handlerType() string {

@@ -44,8 +44,7 @@ type stream struct {
 	out   outbound
 	rare  *rareState // what few channels need; see needRare
 
-	flushTo  uint64 // position up to which the queue may leave
-	opRegion *buffer.FileRegion
+	flushTo uint64 // position up to which the queue may leave
 
 	at   streamState
 	recv recvSize
@@ -60,6 +59,7 @@ type stream struct {
 	inputShut  bool // the peer's end of the stream has been read
 	outputShut bool // our sending side is to be closed behind the queue, or has been
 	outputDone bool // it has been
+	inOp       bool // a region is being sent by an Op
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
 }
@@ -76,6 +76,7 @@ type rareState struct {
 	lingerEnd  time.Time // when lingering is over at the latest
 	heard      bool      // the peer has sent something since lingering began
 	op         eventloop.Op
+	opRegion   *buffer.FileRegion // that op sends
 }
 
 func (s *stream) needRare() *rareState {
