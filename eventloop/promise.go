@@ -14,7 +14,8 @@ import (
 //
 // Concurrency: all methods are safe from any goroutine.
 type Promise struct {
-	loop *Loop
+	loop     *Loop
+	progress func(done, total int64) // set before anybody else has the promise
 
 	mu        sync.Mutex
 	completed bool
@@ -98,6 +99,20 @@ func (p *Promise) Wait(ctx context.Context) error {
 		return p.Err()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// OnProgress has f called with how much of a long operation is done, as often as its
+// implementer says so, on the loop and before the callbacks of Then. It is called before
+// the promise is handed to anybody. A second one takes the place of the first, nil of none.
+func (p *Promise) OnProgress(f func(done, total int64)) { p.progress = f }
+
+// Progress says that done of total, in the operation's unit, have been done. It is
+// called on the promise's loop, and before Complete. Netty:
+// ProgressivePromise.setProgress.
+func (p *Promise) Progress(done, total int64) {
+	if p != nil && p.progress != nil {
+		p.progress(done, total)
 	}
 }
 

@@ -218,6 +218,20 @@ func (c *Context) Write(msg any) { c.ForwardWrite(msg, nil) }
 // left or has failed.
 func (c *Context) WriteThen(msg any, then func(error)) { c.ForwardWrite(msg, c.promise(then)) }
 
+// WriteProgress is WriteThen for a long message, a [buffer.FileRegion]: progress is called
+// where the handler's methods are, each time some of it has left, with how many bytes of
+// it those are by now. Its last call, with sent equal to total, comes before then's.
+// Messages that leave from memory make no progress, they only end. Neither function may
+// be nil. Netty:
+// ChannelProgressivePromise.
+func (c *Context) WriteProgress(msg any, progress func(sent, total int64), then func(error)) {
+	p := c.promise(then)
+	p.OnProgress(func(sent, total int64) {
+		c.callback(func(error) { progress(sent, total) }, nil)
+	})
+	c.ForwardWrite(msg, p)
+}
+
 // ForwardWrite goes on with a write that a [WriteHandler] was called with. p may be
 // nil.
 func (c *Context) ForwardWrite(msg any, p *eventloop.Promise) {

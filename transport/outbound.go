@@ -157,6 +157,9 @@ func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high in
 		o.waiting.push(completion{o.queued, p})
 	}
 	if n == 0 {
+		if p != nil {
+			p.OnProgress(nil) // not to get that of what ends where this begins
+		}
 		r.Release()
 		return true
 	}
@@ -266,6 +269,15 @@ func (o *outbound) drop(e *entry) {
 			o.merge /= 2
 		}
 	}
+}
+
+// regionPromise returns the promise of the region at the head of the queue, nil if
+// nobody asked. All before it have been completed.
+func (o *outbound) regionPromise() *eventloop.Promise {
+	if c := o.waiting.first(); c != nil && c.at == o.sent+uint64(o.region().Remaining()) {
+		return c.p
+	}
+	return nil
 }
 
 // due returns the next completion whose message has left, or nil.

@@ -154,7 +154,10 @@ func (s *stream) regionSent(n, want int, err error) int {
 	case n < want:
 		s.blocked = true
 	}
+	r, p := s.out.region(), s.out.regionPromise()
+	sent, total := r.Sent()+int64(n), r.Len()
 	s.wrote(int64(n))
+	p.Progress(sent, total)
 	return n
 }
 
