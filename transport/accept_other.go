@@ -2,5 +2,5 @@
 
 package transport
 
-// connectionErrors is for Linux: elsewhere there are no listeners yet.
-var connectionErrors []error
+// These are for Linux: elsewhere there are no listeners yet.
+var connectionErrors, descriptorErrors, brokenErrors []error

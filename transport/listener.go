@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -33,23 +34,45 @@ type listener struct {
 	fd    int
 	many  bool // local stands for many addresses
 
+	perLoop bool // what it accepts stays on its loop
+
+	full bool // guarded by srv.mu: to be told of the next free place
+
 	// Loop-only.
 	sock     acceptSocket
 	reg      *eventloop.Registration
 	wantRead bool
 	backoff  time.Duration // until the next accept, after an error; 0 if all is well
 	waiting  *eventloop.Timer
-	lastLog  time.Time
-	silent   int // errors not logged since lastLog
+	atLimit  bool // no free place, as last seen
+	errs     rarely
+	limits   rarely
 	done     bool
 }
 
 const (
 	minAcceptBackoff = 10 * time.Millisecond
 	maxAcceptBackoff = time.Second
-	// Errors of accept are logged at most once in this time.
+	// What goes wrong is logged at most once in this time.
 	acceptLogEvery = 5 * time.Second
 )
+
+// rarely limits how often something is logged.
+type rarely struct {
+	last    time.Time
+	skipped int
+}
+
+// now reports whether to log, and how often it has not been done since the last time.
+func (r *rarely) now(t time.Time) (skipped int, ok bool) {
+	if !r.last.IsZero() && t.Sub(r.last) < acceptLogEvery {
+		r.skipped++
+		return 0, false
+	}
+	skipped = r.skipped
+	r.last, r.skipped = t, 0
+	return skipped, true
+}
 
 func newListener(srv *server, loop *eventloop.Loop, fd int, local net.Addr) *listener {
 	l := &listener{srv: srv, fd: fd, sock: fdAcceptSocket{fd}}
@@ -110,22 +133,38 @@ func (l *listener) localOf(ch *stream, fd int) {
 func (l *listener) HandleIO(eventloop.Event) {
 	l.wantRead = false
 	counters := l.Loop().Counters()
-	for range maxReadsPerTurn {
+	var lost error // of the last of those that were gone already
+	for n := 0; n < maxReadsPerTurn; n++ {
+		if !l.srv.reserve(l) {
+			l.limitReached()
+			break
+		}
 		fd, remote, err := l.sock.accept()
 		counters.Accepts++
 		if err != nil {
-			if !l.acceptFailed(err) {
-				break
+			l.srv.unreserve()
+			if isAny(err, connectionErrors) {
+				lost = err
+				continue
 			}
-			continue
+			l.acceptFailed(err)
+			lost = nil
+			break
 		}
-		l.backoff = 0
+		lost = nil
+		if l.backoff != 0 {
+			l.backoff = 0
+			l.srv.keepSpare()
+		}
 		if ch := l.srv.accepted(l, fd, remote); ch != nil {
 			l.Pipeline().FireRead(ch)
 		}
-		if l.done || l.waiting != nil || !l.AutoRead() {
+		if l.done || !l.AutoRead() {
 			break
 		}
+	}
+	if lost != nil {
+		l.pause(lost) // and nothing else: perhaps it is no connection that fails
 	}
 	if l.done {
 		return
@@ -134,38 +173,62 @@ func (l *listener) HandleIO(eventloop.Event) {
 	l.updateInterest()
 }
 
-// acceptFailed decides what to do about an error of accept, and reports whether to
-// try again at once. Connections that ended while they waited are none of our
-// business (accept(2) lists the errors); a lack of descriptors or memory passes, so
-// accepting pauses, longer each time.
-func (l *listener) acceptFailed(err error) bool {
-	if err == sys.ErrAgain {
-		return false
+// acceptFailed decides what to do about an error of accept that is not the end of a
+// single connection. A lack of descriptors or memory passes; what is wrong with the
+// descriptor itself does not.
+func (l *listener) acceptFailed(err error) {
+	switch {
+	case err == sys.ErrAgain:
+		return
+	case isAny(err, brokenErrors):
+		failure := &OpError{Op: "accept", Addr: l.local.load(), Err: err}
+		l.Pipeline().FireError(failure)
+		(*listenerCore)(l).DoClose(pipeline.CloseNow, failure)
+		return
 	}
-	for _, e := range connectionErrors {
-		if errors.Is(err, e) {
-			return true
+	// A short lack costs nobody anything. When it lasts, who waits is told.
+	if l.backoff > 0 && isAny(err, descriptorErrors) {
+		if l.srv.shed(l) == maxShed {
+			l.backoff = 0
 		}
 	}
-	l.log(err)
+	l.pause(err)
+}
+
+// pause stops accepting for a moment, longer each time.
+func (l *listener) pause(err error) {
+	if skipped, ok := l.errs.now(l.Loop().Now()); ok {
+		l.Logger().Error("accept failed, pausing",
+			zap.Error(&OpError{Op: "accept", Addr: l.local.load(), Err: err}), zap.Int("not_logged", skipped))
+	}
 	l.backoff = min(max(2*l.backoff, minAcceptBackoff), maxAcceptBackoff)
 	l.waiting = l.Loop().Schedule(l.backoff, func() {
 		l.waiting = nil
 		l.updateInterest()
 	})
-	return false
 }
 
-// log reports an error of accept, at a limited rate.
-func (l *listener) log(err error) {
-	now := l.Loop().Now()
-	if !l.lastLog.IsZero() && now.Sub(l.lastLog) < acceptLogEvery {
-		l.silent++
-		return
+// limitReached stops accepting until a place is free.
+func (l *listener) limitReached() {
+	l.atLimit = true
+	if skipped, ok := l.limits.now(l.Loop().Now()); ok {
+		l.Logger().Warn("as many connections as allowed, pausing",
+			zap.Int("limit", l.srv.maxConns), zap.Int("not_logged", skipped))
 	}
-	l.Logger().Error("accept failed, pausing",
-		zap.Error(&OpError{Op: "accept", Addr: l.local.load(), Err: err}), zap.Int("not_logged", l.silent))
-	l.lastLog, l.silent = now, 0
+}
+
+// roomTask is a listener as the task that lets it go on: there may be a place.
+type roomTask listener
+
+func (t *roomTask) Run() {
+	l := (*listener)(t)
+	l.atLimit = false
+	l.updateInterest()
+}
+
+// isAny reports whether err is one of list.
+func isAny(err error, list []error) bool {
+	return slices.ContainsFunc(list, func(e error) bool { return errors.Is(err, e) })
 }
 
 func (l *listener) updateInterest() {
@@ -173,7 +236,7 @@ func (l *listener) updateInterest() {
 		return
 	}
 	var ev eventloop.Event
-	if l.wantRead && l.waiting == nil {
+	if l.wantRead && l.waiting == nil && !l.atLimit {
 		ev = eventloop.EventRead
 	}
 	if err := l.reg.SetInterest(ev); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -39,8 +38,21 @@ type Server struct {
 	// Backlog bounds the connections that wait to be accepted. 0 means 4,096; the
 	// system's limit applies (/proc/sys/net/core/somaxconn).
 	Backlog int
-	// ReusePort sets SO_REUSEPORT, so that several processes may share an address.
+	// ReusePort sets SO_REUSEPORT, so that several processes may share an address. A
+	// process that ends resets the connections that wait for it: for a restart, hand
+	// the listener over, see ListenerFiles.
 	ReusePort bool
+	// PerLoop gives each loop of the group an acceptor of its own on each TCP address,
+	// with SO_REUSEPORT, and keeps what it accepts on that loop. The kernel chooses by
+	// a hash of the addresses, so that a few connections may meet on one loop; it is
+	// for many short ones. By default one loop accepts for all. Unix sockets have one
+	// acceptor in any case.
+	PerLoop bool
+	// MaxConns is how many accepted channels there may be at a time, over all
+	// listeners. At the limit nothing is accepted: who comes then waits in the kernel's
+	// queue, up to Backlog, until a channel has ended. 0 means no limit; negative is an
+	// error.
+	MaxConns int
 	// DrainTimeout bounds the drain after the end of ListenAndServe's context. 0
 	// means 5 s; negative means none: channels are closed at once.
 	DrainTimeout time.Duration
@@ -60,8 +72,12 @@ const (
 type Draining struct{}
 
 // ListenAndServe listens on addr and serves until ctx ends; then it drains for at
-// most DrainTimeout (see Shutdown) and returns nil; the Server is spent then. It returns an *OpError if it
-// cannot listen, and what closed the listener if something else did.
+// most DrainTimeout (see Shutdown) and returns nil; the Server is spent then. It
+// returns an *OpError if it cannot listen, ErrServerClosed at the beginning of a
+// Shutdown, and what closed the listener if something else did.
+//
+// For several addresses it may be called several times, as may Listen; a drain is
+// that of all of them.
 //
 // network is "tcp", "tcp4", "tcp6" or "unix"; for TCP addr is host:port, where a
 // port of 0 picks one, for Unix a path, or @name for an abstract one.
@@ -73,10 +89,13 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 	select {
 	case <-ctx.Done():
 	case <-l.Closed().Done():
-		if errors.Is(l.CloseReason(), ErrServerClosed) {
+		switch {
+		case ctx.Err() != nil: // another address has begun the drain
+		case errors.Is(l.CloseReason(), ErrServerClosed):
 			return ErrServerClosed
+		default:
+			return l.CloseReason()
 		}
-		return l.CloseReason()
 	}
 	timeout := s.DrainTimeout
 	if timeout == 0 {
@@ -92,8 +111,9 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 
 // Listen listens on addr, see ListenAndServe, and returns the listener's channel,
 // which is active and accepts; its LocalAddr has the port that was picked. To close
-// it stops this listener and nothing else. ctx bounds only the look-up of a host's name. It must
-// not be called on a loop.
+// it stops this listener and nothing else. With PerLoop it is the first of several,
+// and to close it stops them all. ctx bounds only the look-up of a host's name. It
+// must not be called on a loop.
 func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock
@@ -109,11 +129,57 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	if s.s.closed() {
 		return nil, ErrServerClosed
 	}
+	if _, tcp := local.(*net.TCPAddr); tcp && s.PerLoop {
+		return s.listenPerLoop(network, local)
+	}
 	fd, bound, err := s.bind(network, local)
 	if err != nil {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
-	return s.s.listen(fd, bound)
+	g, err := s.s.acquire()
+	if err != nil {
+		unlink(bound)
+		_ = sys.Close(fd)
+		return nil, &OpError{Op: "listen", Addr: bound, Err: err}
+	}
+	return s.s.listen(newListener(s.s, g.Next(), fd, bound))
+}
+
+// listenPerLoop has every loop listen on one address. The first listener is returned;
+// when it closes the others do.
+func (s *Server) listenPerLoop(network string, local net.Addr) (pipeline.Channel, error) {
+	g, err := s.s.acquire()
+	if err != nil {
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	defer g.Release() // each listener holds it by itself
+	var first *listener
+	for _, loop := range g.Loops() {
+		fd, bound, err := s.bind(network, local)
+		if err == nil {
+			local = bound // the port that was picked is for all
+			g.Hold()
+			l := newListener(s.s, loop, fd, bound)
+			l.perLoop = true
+			_, err = s.s.listen(l)
+			switch {
+			case err != nil:
+			case first == nil:
+				first = l
+			default:
+				first.Closed().Then(func(error) { l.Abort(pipeline.CloseNow, first.CloseReason()) })
+			}
+		} else {
+			err = &OpError{Op: "listen", Addr: local, Err: err}
+		}
+		if err != nil {
+			if first != nil {
+				first.Close()
+			}
+			return nil, err
+		}
+	}
+	return first, nil
 }
 
 // setUp makes the running server from the fields.
@@ -124,7 +190,13 @@ func (s *Server) setUp() {
 			s.err = err
 			return
 		}
+		if s.MaxConns < 0 {
+			s.err = fmt.Errorf("transport: MaxConns %d is negative", s.MaxConns)
+			return
+		}
 		s.s = &server{
+			maxConns:     s.MaxConns,
+			spare:        -1,
 			cfg:          cfg,
 			init:         s.Init,
 			listenerInit: s.ListenerInit,
@@ -155,7 +227,7 @@ func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, err
 		if err := sys.SetReuseAddr(fd, true); err != nil {
 			return nil, err
 		}
-		if s.ReusePort {
+		if s.ReusePort || s.PerLoop {
 			if err := sys.SetReusePort(fd, true); err != nil {
 				return nil, err
 			}
@@ -201,241 +273,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return s.err
 	}
 	return s.s.shutdown(ctx)
-}
-
-// server is a Server at work.
-type server struct {
-	cfg          Config
-	init         func(pipeline.Channel) error
-	listenerInit func(pipeline.Channel) error
-	start        func(pipeline.Channel) error // initChannel, bound once
-	group        *eventloop.Group             // nil: the shared default; each channel holds it
-
-	mu        sync.Mutex
-	closing   bool
-	listeners []*listener
-	first     *stream       // accepted channels, until their end; linked by prev and next
-	streams   int           // how many
-	empty     chan struct{} // closed when closing and nothing is left
-}
-
-func (s *server) logger() *zap.Logger {
-	if s.cfg.Logger == nil {
-		return zap.NewNop()
-	}
-	return s.cfg.Logger
-}
-
-// closed reports whether the server is closing.
-func (s *server) closed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closing
-}
-
-// addListener takes note of a listener. It reports false when the server is closing.
-func (s *server) addListener(l *listener) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing {
-		return false
-	}
-	s.listeners = append(s.listeners, l)
-	return true
-}
-
-// add takes note of an accepted channel. It reports false when the server is
-// closing.
-func (s *server) add(ch *stream) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing {
-		return false
-	}
-	if ch.next = s.first; ch.next != nil {
-		ch.next.prev = ch
-	}
-	s.first = ch
-	s.streams++
-	return true
-}
-
-// ended forgets an accepted channel.
-func (s *server) ended(ch *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ch.prev != nil {
-		ch.prev.next = ch.next
-	} else {
-		s.first = ch.next
-	}
-	if ch.next != nil {
-		ch.next.prev = ch.prev
-	}
-	ch.prev, ch.next = nil, nil
-	s.streams--
-	s.checkEmpty()
-}
-
-// listenerEnded forgets a listener.
-func (s *server) listenerEnded(l *listener) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.listeners = slices.DeleteFunc(s.listeners, func(o *listener) bool { return o == l })
-	s.checkEmpty()
-}
-
-// checkEmpty tells the drain when nothing is left. s.mu is held.
-func (s *server) checkEmpty() {
-	if s.closing && s.streams == 0 && len(s.listeners) == 0 {
-		close(s.empty)
-	}
-}
-
-// acquire returns the group for a new channel, held if it is the default.
-func (s *server) acquire() (*eventloop.Group, error) {
-	if s.group != nil {
-		return s.group, nil
-	}
-	return eventloop.Acquire()
-}
-
-// listen starts a listener on fd, which it takes over.
-func (s *server) listen(fd int, local net.Addr) (pipeline.Channel, error) {
-	g, err := s.acquire()
-	if err != nil {
-		unlink(local)
-		_ = sys.Close(fd)
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
-	}
-	l := newListener(s, g.Next(), fd, local)
-	if !s.addListener(l) {
-		unlink(local)
-		_ = sys.Close(fd)
-		g.Release()
-		return nil, ErrServerClosed
-	}
-	started := make(chan error, 1)
-	if err := l.Loop().Execute(func() {
-		err := pipeline.ErrGoexit // unless start returns
-		defer func() { started <- err }()
-		err = l.start(s.listenerInit)
-	}); err != nil {
-		if l.Open() { // else a Shutdown was quicker than the end of the loop
-			unlink(local)
-			_ = sys.Close(fd)
-			s.listenerEnded(l)
-			g.Release()
-		}
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
-	}
-	if err := <-started; err != nil {
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
-	}
-	return l, nil
-}
-
-// accepted makes a channel of an accepted socket, which it takes over. It runs on
-// the listener's loop; the channel belongs to another one, perhaps.
-func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
-	g, err := s.acquire()
-	if err != nil {
-		_ = sys.Close(fd)
-		return nil
-	}
-	if err := s.cfg.apply(fd, l.local.load()); err != nil {
-		// The peer may be gone already.
-		l.Logger().Debug("socket options", zap.Error(err))
-	}
-	ch := newStream(&s.cfg, g.Next(), l, fd)
-	ch.remote.store(remote)
-	l.localOf(ch, fd)
-	ch.srv = s
-	if !s.add(ch) {
-		_ = sys.Close(fd)
-		g.Release()
-		return nil
-	}
-	return ch
-}
-
-// adopt is the last handler of a listener: it starts accepted channels.
-func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
-	// On the same loop, too, it starts later: what its handlers do is none of the
-	// listener's business.
-	err := ch.Loop().Submit((*startTask)(ch))
-	if err != nil && ch.Open() {
-		// Its loop has ended: nobody else has the channel.
-		_ = sys.Close(ch.fd.fd)
-		s.ended(ch)
-		ch.Loop().Group().Release()
-	}
-	return err
-}
-
-// startTask is an accepted channel as the task that starts it.
-type startTask stream
-
-func (t *startTask) Run() { (*stream)(t).start(t.srv.start) }
-
-// initChannel is the server's Init for an accepted channel.
-func (s *server) initChannel(ch pipeline.Channel) error {
-	if s.init == nil {
-		return nil
-	}
-	err := s.init(ch)
-	if err != nil {
-		s.logger().Error("Init failed", zap.Stringer("channel", ch.(*stream)), zap.Error(err))
-	}
-	return err
-}
-
-// shutdown drains.
-func (s *server) shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	if !s.closing {
-		s.closing = true
-		s.checkEmpty()
-	}
-	listeners, open := slices.Clone(s.listeners), s.list()
-	s.mu.Unlock()
-
-	for _, l := range listeners {
-		l.Abort(pipeline.CloseNow, ErrServerClosed)
-	}
-	for _, ch := range open {
-		ch.Pipeline().FireEvent(Draining{})
-		ch.Close()
-	}
-	select {
-	case <-s.empty:
-		return nil
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	left := s.list()
-	s.mu.Unlock()
-	busy := 0
-	for _, ch := range left {
-		if ch.Open() { // the others are on their way out
-			busy++
-			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
-		}
-	}
-	<-s.empty
-	if busy == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, busy)
-}
-
-// list returns the accepted channels. s.mu is held.
-func (s *server) list() []*stream {
-	all := make([]*stream, 0, s.streams)
-	for ch := s.first; ch != nil; ch = ch.next {
-		all = append(all, ch)
-	}
-	return all
 }
 
 // resolveListen finds the address to listen on.

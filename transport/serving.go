@@ -1,0 +1,223 @@
+package transport
+
+import (
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+	"go.uber.org/zap"
+)
+
+// server is a Server at work.
+type server struct {
+	cfg          Config
+	init         func(pipeline.Channel) error
+	listenerInit func(pipeline.Channel) error
+	start        func(pipeline.Channel) error // initChannel, bound once
+	group        *eventloop.Group             // nil: the shared default; each channel holds it
+	maxConns     int                          // 0: no limit
+
+	mu        sync.Mutex
+	closing   bool
+	listeners []*listener
+	first     *stream       // accepted channels, until their end; linked by prev and next
+	streams   int           // how many
+	places    int           // taken, by channels and by accepts under way; not counted without a limit
+	empty     chan struct{} // closed when closing and nothing is left
+
+	spareMu sync.Mutex
+	spare   int // a descriptor to give up for a moment, see shed; -1 if there is none
+}
+
+func (s *server) logger() *zap.Logger {
+	if s.cfg.Logger == nil {
+		return zap.NewNop()
+	}
+	return s.cfg.Logger
+}
+
+// closed reports whether the server is closing.
+func (s *server) closed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+// addListener takes note of a listener. It reports false when the server is closing.
+func (s *server) addListener(l *listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if len(s.listeners) == 0 {
+		s.keepSpare()
+	}
+	s.listeners = append(s.listeners, l)
+	return true
+}
+
+// add takes note of an accepted channel. It reports false when the server is
+// closing.
+func (s *server) add(ch *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if ch.next = s.first; ch.next != nil {
+		ch.next.prev = ch
+	}
+	s.first = ch
+	s.streams++
+	return true
+}
+
+// ended forgets an accepted channel.
+func (s *server) ended(ch *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ch.prev != nil {
+		ch.prev.next = ch.next
+	} else {
+		s.first = ch.next
+	}
+	if ch.next != nil {
+		ch.next.prev = ch.prev
+	}
+	ch.prev, ch.next = nil, nil
+	s.streams--
+	s.freePlace()
+	s.checkEmpty()
+}
+
+// listenerEnded forgets a listener.
+func (s *server) listenerEnded(l *listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners = slices.DeleteFunc(s.listeners, func(o *listener) bool { return o == l })
+	if len(s.listeners) == 0 {
+		s.dropSpare()
+	}
+	s.checkEmpty()
+}
+
+// checkEmpty tells the drain when nothing is left. s.mu is held.
+func (s *server) checkEmpty() {
+	if s.closing && s.streams == 0 && len(s.listeners) == 0 {
+		close(s.empty)
+	}
+}
+
+// acquire returns the group for a new channel, held if it is the default.
+func (s *server) acquire() (*eventloop.Group, error) {
+	if s.group != nil {
+		return s.group, nil
+	}
+	return eventloop.Acquire()
+}
+
+// listen starts a listener, whose group is held for it. If that fails it is gone.
+func (s *server) listen(l *listener) (pipeline.Channel, error) {
+	lost := func() {
+		unlink(l.local.load())
+		l.sock.close()
+		l.Loop().Group().Release()
+	}
+	if !s.addListener(l) {
+		lost()
+		return nil, ErrServerClosed
+	}
+	started := make(chan error, 1)
+	if err := l.Loop().Execute(func() {
+		err := pipeline.ErrGoexit // unless start returns
+		defer func() { started <- err }()
+		err = l.start(s.listenerInit)
+	}); err != nil {
+		if l.Open() { // else a Shutdown was quicker than the end of the loop
+			s.listenerEnded(l)
+			lost()
+		}
+		return nil, &OpError{Op: "listen", Addr: l.local.load(), Err: err}
+	}
+	if err := <-started; err != nil {
+		return nil, &OpError{Op: "listen", Addr: l.local.load(), Err: err}
+	}
+	return l, nil
+}
+
+// accepted makes a channel of an accepted socket, which it takes over together with
+// the place reserved for it. It runs on the listener's loop; the channel belongs to
+// another one, perhaps.
+func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
+	loop := l.Loop()
+	if l.perLoop {
+		loop.Group().Hold()
+	} else {
+		g, err := s.acquire()
+		if err != nil {
+			_ = sys.Close(fd)
+			s.unreserve()
+			return nil
+		}
+		loop = g.Next()
+	}
+	if err := s.cfg.apply(fd, l.local.load()); err != nil {
+		// The peer may be gone already.
+		l.Logger().Debug("socket options", zap.Error(err))
+	}
+	ch := newStream(&s.cfg, loop, l, fd)
+	ch.remote.store(remote)
+	l.localOf(ch, fd)
+	ch.srv = s
+	if !s.add(ch) {
+		_ = sys.Close(fd)
+		s.unreserve()
+		loop.Group().Release()
+		return nil
+	}
+	return ch
+}
+
+// adopt is the last handler of a listener: it starts accepted channels.
+func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
+	// On the same loop, too, it starts later: what its handlers do is none of the
+	// listener's business.
+	err := ch.Loop().Submit((*startTask)(ch))
+	if err != nil && ch.Open() {
+		// Its loop has ended: nobody else has the channel.
+		_ = sys.Close(ch.fd.fd)
+		s.ended(ch)
+		ch.Loop().Group().Release()
+	}
+	return err
+}
+
+// startTask is an accepted channel as the task that starts it.
+type startTask stream
+
+func (t *startTask) Run() { (*stream)(t).start(t.srv.start) }
+
+// initChannel is the server's Init for an accepted channel.
+func (s *server) initChannel(ch pipeline.Channel) error {
+	if s.init == nil {
+		return nil
+	}
+	err := s.init(ch)
+	if err != nil {
+		s.logger().Error("Init failed", zap.Stringer("channel", ch.(*stream)), zap.Error(err))
+	}
+	return err
+}
+
+// list returns the accepted channels. s.mu is held.
+func (s *server) list() []*stream {
+	all := make([]*stream, 0, s.streams)
+	for ch := s.first; ch != nil; ch = ch.next {
+		all = append(all, ch)
+	}
+	return all
+}
