@@ -45,6 +45,7 @@ type Base struct {
 	high, low  atomic.Int64
 	closeErr   atomic.Pointer[closeReason]
 	ended      atomic.Bool            // the descriptor is gone
+	busy       atomic.Int32           // see Begin
 	more       atomic.Pointer[extras] // see extra
 }
 

@@ -86,6 +86,14 @@ type Channel interface {
 	// Reset closes at once and drops what was written. A TCP peer sees a reset.
 	Reset()
 
+	// Begin says that something is under way, the answer to a request for example, which
+	// the drain of a server is to let end: it closes the channel when End has been called
+	// as often as Begin, or when its time is over. Nothing else waits for it. An Offload,
+	// and what waits for an [Offloaded] handler, count without being announced.
+	Begin()
+	// End takes back one Begin. What was written before leaves. End without Begin panics.
+	End()
+
 	// AutoRead reports whether the channel reads on its own.
 	AutoRead() bool
 	// SetAutoRead switches that. After SetAutoRead(false) on the loop no more reads

@@ -14,12 +14,15 @@ import (
 // than 256 wait the channel does not read, until half of them are left; beyond 65536
 // the next is refused with eventloop.ErrOffloadFull. A refusal may overtake results.
 //
+// Until then has returned the channel is busy, see [Channel.Begin].
+//
 // then is called exactly once, also after the channel has closed: v may be
 // something that must be released, such as an open file. If the work could not be
 // started, v is nil and err says why; if it panicked, err is a *PanicError. When
 // the loop has ended meanwhile, then runs on the goroutine that finds it so.
 func (c *Context) Offload(work func(ctx context.Context) (any, error), then func(v any, err error)) {
 	b := c.p.base
+	b.Begin()
 	r := &offloadCall{c: c, work: work, then: then, ctx: b.Context()}
 	if err := b.offloading().workStrand().Submit(r); err != nil {
 		r.err = err
@@ -57,11 +60,17 @@ func (r *offloadCall) back() {
 	if h := r.c.typ.offloaded; h != nil {
 		h.s.post(op{kind: opResult, c: r.c, msg: r})
 	} else if r.c.p.base.loop.Submit((*offloadResult)(r)) != nil {
-		r.then(r.v, r.err)
+		r.finish()
 	}
+}
+
+// finish calls then, behind which the Offload is over.
+func (r *offloadCall) finish() {
+	defer r.c.p.base.End()
+	r.then(r.v, r.err)
 }
 
 // offloadResult is an Offload that has ended, as a task of the loop.
 type offloadResult offloadCall
 
-func (t *offloadResult) Run() { t.c.p.run(t.c, func() { t.then(t.v, t.err) }) }
+func (t *offloadResult) Run() { t.c.p.run(t.c, (*offloadCall)(t).finish) }

@@ -329,8 +329,7 @@ func (h *strandHandler) call(o *op) (taken bool, err error) {
 		o.msg.(func(error))(o.err)
 		return true, nil
 	case opResult:
-		r := o.msg.(*offloadCall)
-		r.then(r.v, r.err)
+		o.msg.(*offloadCall).finish()
 		return true, nil
 	}
 	return false, nil

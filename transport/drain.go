@@ -4,9 +4,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
+
+// drainGrace is how long a channel that has not heard anything from its peer is kept
+// in a drain.
+const drainGrace = time.Second
 
 // shutdown drains.
 func (s *server) shutdown(ctx context.Context) error {
@@ -15,26 +21,29 @@ func (s *server) shutdown(ctx context.Context) error {
 		s.closing = true
 		s.checkEmpty()
 	}
-	listeners, open := slices.Clone(s.listeners), s.list()
+	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
-
 	for _, l := range listeners {
 		l.Abort(pipeline.CloseNow, ErrServerClosed)
 	}
-	for _, ch := range open {
-		ch.Pipeline().FireEvent(Draining{})
-		ch.Close()
-	}
+	// What they accept until their end is served like the others.
 	select {
-	case <-s.empty:
-		return nil
+	case <-s.deaf:
+		for _, ch := range s.open() {
+			_ = ch.Loop().Submit((*drainTask)(ch)) // a loop that has ended has closed it
+		}
+		select {
+		case <-s.empty:
+			return nil
+		case <-ctx.Done():
+		}
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	left := s.list()
+	s.hurry = true
 	s.mu.Unlock()
 	busy := 0
-	for _, ch := range left {
+	for _, ch := range s.open() {
 		if ch.Open() { // the others are on their way out
 			busy++
 			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
@@ -45,4 +54,30 @@ func (s *server) shutdown(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %d channels", ErrDrainTimeout, busy)
+}
+
+// drainTask is a channel as the task that begins to drain it.
+type drainTask stream
+
+func (t *drainTask) Run() {
+	s := (*stream)(t)
+	s.Pipeline().FireEvent(Draining{})
+	if s.at == streamOpen && s.reading() {
+		// What has come by now is answered.
+		s.HandleIO(eventloop.EventRead)
+	}
+	if s.at == streamOpen && !s.heard && s.reading() {
+		s.needRare().grace = s.Loop().Schedule(drainGrace, s.graceOver)
+		return
+	}
+	s.CloseIdle()
+}
+
+// graceOver goes on with a drain that has waited for the first words of a peer.
+func (s *stream) graceOver() {
+	if r := s.rare; r != nil && r.grace != nil {
+		r.grace.Stop()
+		r.grace = nil
+		s.CloseIdle()
+	}
 }

@@ -67,8 +67,10 @@ const (
 	defaultDrainTimeout = 5 * time.Second
 )
 
-// Draining is the user event of a channel whose server is shutting down; the
-// channel is closed right after it, which lets what was written leave.
+// Draining is the user event of a channel whose server is shutting down. The channel
+// is closed behind it, as soon as it is idle, see [Server.Shutdown]: a handler need not
+// do anything. It may write a last word, or send answers from now on that tell the
+// peer to come back elsewhere.
 type Draining struct{}
 
 // ListenAndServe listens on addr and serves until ctx ends; then it drains for at
@@ -201,6 +203,7 @@ func (s *Server) setUp() {
 			init:         s.Init,
 			listenerInit: s.ListenerInit,
 			group:        s.Group,
+			deaf:         make(chan struct{}),
 			empty:        make(chan struct{}),
 		}
 		s.s.start = s.s.initChannel
@@ -260,10 +263,16 @@ func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, err
 }
 
 // Shutdown drains the server: it stops accepting, tells the channels by the user
-// event Draining and closes them, which lets what was written leave. When ctx ends
-// it closes those that are still busy and returns an error that wraps
-// ErrDrainTimeout and says how many. Later Listens fail with ErrServerClosed. It
+// event Draining and closes each as soon as it is idle, which lets what was written
+// leave. When ctx ends it resets those that are still there and returns an error that
+// wraps ErrDrainTimeout and says how many. Later Listens fail with ErrServerClosed. It
 // must not be called on a loop.
+//
+// A channel is idle when what its peer had sent before has been read and handled, and
+// nothing is under way that a handler has announced by Begin. One on which nothing has
+// been read yet gets a second for it: its peer has just come, with a request on the
+// way. What a peer sends later is not read; it sees the end of the connection, not a
+// reset, and has to ask again elsewhere.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if eventloop.WouldDeadlock() {
 		return eventloop.ErrWouldDeadlock

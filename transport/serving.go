@@ -22,10 +22,12 @@ type server struct {
 
 	mu        sync.Mutex
 	closing   bool
+	hurry     bool // the drain is over: nothing more is served
 	listeners []*listener
 	first     *stream       // accepted channels, until their end; linked by prev and next
 	streams   int           // how many
 	places    int           // taken, by channels and by accepts under way; not counted without a limit
+	deaf      chan struct{} // closed when closing and no listener is left
 	empty     chan struct{} // closed when closing and nothing is left
 
 	spareMu sync.Mutex
@@ -60,12 +62,12 @@ func (s *server) addListener(l *listener) bool {
 	return true
 }
 
-// add takes note of an accepted channel. It reports false when the server is
-// closing.
+// add takes note of an accepted channel. It reports false when a drain has come to its
+// end.
 func (s *server) add(ch *stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing {
+	if s.hurry {
 		return false
 	}
 	if ch.next = s.first; ch.next != nil {
@@ -107,7 +109,15 @@ func (s *server) listenerEnded(l *listener) {
 
 // checkEmpty tells the drain when nothing is left. s.mu is held.
 func (s *server) checkEmpty() {
-	if s.closing && s.streams == 0 && len(s.listeners) == 0 {
+	if !s.closing || len(s.listeners) > 0 {
+		return
+	}
+	select {
+	case <-s.deaf:
+	default:
+		close(s.deaf)
+	}
+	if s.streams == 0 {
 		close(s.empty)
 	}
 }
@@ -213,8 +223,10 @@ func (s *server) initChannel(ch pipeline.Channel) error {
 	return err
 }
 
-// list returns the accepted channels. s.mu is held.
-func (s *server) list() []*stream {
+// open returns the accepted channels that have not ended.
+func (s *server) open() []*stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := make([]*stream, 0, s.streams)
 	for ch := s.first; ch != nil; ch = ch.next {
 		all = append(all, ch)

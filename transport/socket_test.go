@@ -131,13 +131,11 @@ func TestPeerThatReadsLate(t *testing.T) {
 			nc.(closeWriter).CloseWrite()
 		})
 		await(t, paused, "a channel that is not writable")
-		srv.s.mu.Lock()
-		for _, st := range srv.s.list() {
+		for _, st := range srv.s.open() {
 			if pending, limit := st.BytesBeforeWritable(), int64(3<<20); pending > limit {
 				t.Errorf("pending: got %d, want at most %d", pending, limit)
 			}
 		}
-		srv.s.mu.Unlock()
 		got, err := io.ReadAll(nc)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("got %d bytes, %v; want %d bytes, nil", len(got), err, len(want))

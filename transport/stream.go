@@ -62,6 +62,7 @@ type stream struct {
 	inOp       bool // a region is being sent by an Op
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
+	heard      bool // the peer has sent something
 }
 
 // rareState is what a channel needs while it connects, closes or sends a cold file.
@@ -77,6 +78,7 @@ type rareState struct {
 	heard      bool      // the peer has sent something since lingering began
 	op         eventloop.Op
 	opRegion   *buffer.FileRegion // that op sends
+	grace      *eventloop.Timer   // of a drain, see drainGrace
 }
 
 func (s *stream) needRare() *rareState {
@@ -284,6 +286,7 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		total += n
+		s.heard = true
 		if s.recv.read(n) {
 			s.fitWaterMarks()
 		}
@@ -306,6 +309,8 @@ func (s *stream) readTurn(ending bool) {
 		s.fail("read", failure)
 	case eof:
 		s.inputEnded()
+	case total > 0 && s.rare != nil:
+		s.graceOver()
 	}
 }
 
