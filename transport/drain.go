@@ -66,7 +66,7 @@ func (t *drainTask) Run() {
 		// What has come by now is answered.
 		s.HandleIO(eventloop.EventRead)
 	}
-	if s.at == streamOpen && !s.heard && s.reading() {
+	if s.at == streamOpen && !s.recv.heard() && s.reading() {
 		s.needRare().grace = s.Loop().Schedule(drainGrace, s.graceOver)
 		return
 	}

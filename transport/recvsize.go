@@ -19,7 +19,7 @@ const (
 // size would have held four times over go down.
 type recvSize struct {
 	index uint8
-	small uint8
+	small uint8 // turns in a row that brought little; of the smallest size, 1 if anything has come yet
 }
 
 func (r *recvSize) size() int { return recvSizes[r.index] }
@@ -37,7 +37,13 @@ func (r *recvSize) read(n int) bool {
 
 // turn records the bytes of a whole turn, and reports whether the size has changed.
 func (r *recvSize) turn(total int) bool {
-	if r.index == 0 || total > recvSizes[r.index-1]/4 {
+	switch {
+	case r.index == 0:
+		if total > 0 {
+			r.small = 1
+		}
+		return false
+	case total > recvSizes[r.index-1]/4:
 		r.small = 0
 		return false
 	}
@@ -45,6 +51,13 @@ func (r *recvSize) turn(total int) bool {
 		return false
 	}
 	r.index--
-	r.small = 0
+	if r.index > 0 {
+		r.small = 0
+	} else {
+		r.small = 1
+	}
 	return true
 }
+
+// heard reports whether anything has come yet, as of the last turn.
+func (r *recvSize) heard() bool { return r.index > 0 || r.small > 0 }

@@ -62,7 +62,6 @@ type stream struct {
 	inOp       bool // a region is being sent by an Op
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
-	heard      bool // the peer has sent something
 }
 
 // rareState is what a channel needs while it connects, closes or sends a cold file.
@@ -286,7 +285,6 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		total += n
-		s.heard = true
 		if s.recv.read(n) {
 			s.fitWaterMarks()
 		}
