@@ -34,12 +34,11 @@ type Base struct {
 	life        lifecycle
 	flushQueued bool
 	manualFlush bool
-	held        bool // the handlers have been told that the channel is unwritable
 
 	// Any goroutine.
 	active     atomic.Bool
 	autoRead   atomic.Bool
-	unwritable atomic.Uint32 // bit 0: the water mark; others: reserved for users
+	unwritable atomic.Uint32 // bit 0: the water mark; others: users', see SetUserWritable
 	shown      atomic.Int64  // pending, as others see it: to an eighth of high, exact when it is 0 or crosses a mark
 	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
 	high, low  atomic.Int64

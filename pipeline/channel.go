@@ -104,12 +104,18 @@ type Channel interface {
 	// Writable is false from the time the queue passes the high water mark until it
 	// falls below the low one. Bytes written by other goroutines count at once.
 	Writable() bool
+	// SetUserWritable says whether, for a reason of the user's, the channel is writable:
+	// it is when the water marks and all 31 reasons say so, which are numbered from 1.
+	// HandleWritability is told of a change in a later task. A reason is the caller's
+	// own: the handlers of a pipeline agree on who uses which. Others panic. Netty:
+	// ChannelOutboundBuffer.setUserDefinedWritability.
+	SetUserWritable(reason int, writable bool)
 	// BytesBeforeUnwritable is how much may be queued before Writable becomes false,
 	// in pinned bytes; 0 if it is false. Off the loop it may be out by an eighth of
 	// the high water mark.
 	BytesBeforeUnwritable() int64
 	// BytesBeforeWritable is how much must leave before Writable becomes true; 0 if
-	// it is true.
+	// it is true, or if nothing but reasons of users keeps it from that.
 	BytesBeforeWritable() int64
 
 	base() *Base

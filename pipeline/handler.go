@@ -61,7 +61,7 @@ type InactiveHandler interface {
 }
 
 // WritabilityHandler is told that Channel.Writable has changed; it may have
-// changed again by the time of the call. It may be called from inside the Write that
+// changed again by the time of the call, and then another call follows. It may be called from inside the Write that
 // passed the mark, so a handler that writes in a loop is entered again. Netty: channelWritabilityChanged.
 type WritabilityHandler interface {
 	HandleWritability(c *Context) error

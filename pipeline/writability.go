@@ -87,16 +87,14 @@ func (b *Base) clearUnwritable(bit uint32) {
 	}
 }
 
-// fireWritability tells the Core and the handlers, unless they have been told: a
-// change that another goroutine made may have been undone before the loop saw it.
-// Loop-only.
+// fireWritability tells the Core and the handlers what is so now. Every change is
+// followed by it, also one that another goroutine has made and that has been undone
+// before the loop saw it: somebody may have looked in between. Loop-only.
 func (b *Base) fireWritability() {
-	held := !b.Writable()
-	if held == b.held || b.life == closed {
+	if b.life == closed {
 		return
 	}
-	b.held = held
-	b.core.DoWritability(!held)
+	b.core.DoWritability(b.Writable())
 	b.pl.notifyFromHead(maskWritability)
 }
 
@@ -111,10 +109,31 @@ func (b *Base) addForeign(n int64) {
 }
 
 // writabilityTask is the Base as the task that tells of a change made by another
-// goroutine.
+// goroutine, or by a user.
 type writabilityTask Base
 
-func (t *writabilityTask) Run() { (*Base)(t).fireWritability() }
+func (t *writabilityTask) Run() {
+	b := (*Base)(t)
+	b.fireWritability()
+	b.admitSenders()
+}
+
+// SetUserWritable implements [Channel].
+func (b *Base) SetUserWritable(reason int, writable bool) {
+	if reason < 1 || reason > 31 {
+		panic(fmt.Sprintf("pipeline: reason %d for writability is not between 1 and 31", reason))
+	}
+	bit := uint32(1) << reason
+	var changed bool
+	if writable {
+		changed = b.unwritable.And(^bit) == bit
+	} else {
+		changed = b.unwritable.Or(bit) == 0
+	}
+	if changed {
+		_ = b.loop.Submit((*writabilityTask)(b)) // in a loop that has ended there is nobody to tell
+	}
+}
 
 // Writable implements [Channel].
 func (b *Base) Writable() bool { return b.unwritable.Load() == 0 }

@@ -32,7 +32,7 @@ type Config struct {
 	// writable. By default it pauses, so that a peer that sends and does not read
 	// cannot fill the memory. A dialed channel never pauses by itself: if both sides
 	// of a connection did, two full pipes would wait for each other for ever. A proxy
-	// sets it, and couples its two ends by SetAutoRead.
+	// sets it, and couples its two ends by pipeline.Couple.
 	ReadWhileUnwritable bool
 
 	// HalfClose keeps the channel open when the peer has closed its sending side;
