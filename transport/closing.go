@@ -116,6 +116,7 @@ func (s *stream) closeNow(reset bool, reason error) {
 	s.MarkClosing(reason)
 	for !s.dropQueue() {
 	}
+	s.dropPipe()
 	waiting := s.out.takeWaiting()
 	var dial *connecting
 	if r := s.rare; r != nil {
@@ -142,6 +143,9 @@ func (s *stream) closeNow(reset bool, reason error) {
 		if dial != nil {
 			dial.failed(reason)
 		}
+	}
+	if s.relayed {
+		defer s.relayEnded(reason)
 	}
 	if s.reg != nil {
 		s.reg.Close(end)

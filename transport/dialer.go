@@ -101,7 +101,7 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 // once, with the active channel or with an error. It never waits, and is what a
 // handler, a proxy's for example, calls. Names are looked up by the group's Offload;
 // the attempt ends when c's channel closes, with an error that matches
-// pipeline.ErrClosed.
+// pipeline.ErrClosed. The new channel reads nothing before then has returned.
 func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(ch pipeline.Channel, err error)) {
 	cfg, err := d.Config.check()
 	if err != nil {
@@ -151,6 +151,7 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 	}
 	c.Loop().Group().Hold()
 	s := newStream(cfg, c.Loop(), nil, -1)
+	s.starved = true // until then has been called: what it does with the channel comes first
 	var timer *eventloop.Timer
 	if t := d.timeout(); t > 0 {
 		timer = c.Loop().Schedule(t, func() {
@@ -175,9 +176,10 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 		tell := func() {
 			if err != nil {
 				then(nil, err)
-			} else {
-				then(s, nil)
+				return
 			}
+			defer s.feed()
+			then(s, nil)
 		}
 		if c.Execute(tell) != nil {
 			tell()

@@ -18,6 +18,7 @@ type loopState struct {
 	alloc buffer.Allocator
 	hot   [len(recvSizes)]*buffer.Buf
 	iov   []sys.Iovec
+	pipes pipePool
 	users int
 
 	pool *buffer.Pool // of alloc; nil if that has none
@@ -55,6 +56,7 @@ func (s *loopState) release() {
 		return
 	}
 	loopStates.Delete(s.key)
+	s.pipes.end()
 	for i, b := range s.hot {
 		if b != nil {
 			b.Release()

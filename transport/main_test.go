@@ -41,6 +41,10 @@ func TestMain(m *testing.M) {
 		fmt.Printf("loop states: got %d at the end, want 0\n", n)
 		code = 1
 	}
+	if n := piped.Load(); n != 0 {
+		fmt.Printf("bytes in pipes: got %d at the end, want 0\n", n)
+		code = 1
+	}
 	os.Exit(code)
 }
 

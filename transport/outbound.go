@@ -47,6 +47,7 @@ type outbound struct {
 	gather  int32 // bytes for the next writev
 	merge   int32 // size of the next merge buffer
 	behind  int32 // entries behind the one that was last charged for its block, if that waits
+	piped   int32 // bytes in a pipe at the head, which leave before the entries
 	merging bool  // the last entry is a merge buffer of ours
 }
 
@@ -63,7 +64,26 @@ type completion struct {
 	p  *eventloop.Promise
 }
 
-func (o *outbound) empty() bool { return o.entries.n == 0 }
+func (o *outbound) empty() bool { return o.entries.n == 0 && o.piped == 0 }
+
+// pipe puts n bytes in a pipe at the head of the queue, which is empty.
+func (o *outbound) pipe(n int) {
+	o.piped = int32(n)
+	o.queued += uint64(n)
+}
+
+// unpipe takes note that n bytes of the pipe have left.
+func (o *outbound) unpipe(n int) {
+	o.piped -= int32(n)
+	o.sent += uint64(n)
+}
+
+// passed takes note of n bytes that have left without having been in the queue, which is
+// empty.
+func (o *outbound) passed(n int) {
+	o.queued += uint64(n)
+	o.sent += uint64(n)
+}
 
 // addBuf queues b, which it takes over. p may be nil.
 func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allocator) {

@@ -21,7 +21,7 @@ const (
 // When it has used up its share it goes on by itself in the next turn, and until
 // then further calls do nothing. It completes promises, so user code may write, flush or close before it returns.
 func (s *stream) flush() {
-	if s.inFlush || s.againQueue || s.blocked || s.inOp || s.at != streamOpen && s.at != streamClosing {
+	if s.inFlush || s.againQueue || s.blocked || s.inOp() || s.at != streamOpen && s.at != streamClosing {
 		return
 	}
 	s.inFlush = true
@@ -33,7 +33,9 @@ func (s *stream) flush() {
 			break
 		}
 		calls++
-		if s.out.region() != nil {
+		if s.out.piped > 0 {
+			s.sendPipe()
+		} else if s.out.region() != nil {
 			budget -= s.sendRegion(budget)
 		} else {
 			s.sendParts()
@@ -42,7 +44,7 @@ func (s *stream) flush() {
 			return
 		}
 		s.completeDue()
-		if s.blocked || s.inOp || s.at == streamClosed {
+		if s.blocked || s.inOp() || s.at == streamClosed {
 			break
 		}
 	}
@@ -54,11 +56,11 @@ func (s *stream) flush() {
 // closed the channel after its queue had been settled.
 func (s *stream) flushed() {
 	s.inFlush = false
-	if s.at == streamClosing && s.out.empty() && !s.inOp {
+	if s.at == streamClosing && s.out.empty() && !s.inOp() {
 		s.closeEmpty()
 		return
 	}
-	if s.out.sent < s.flushTo && !s.blocked && !s.inOp && (s.at == streamOpen || s.at == streamClosing) {
+	if s.out.sent < s.flushTo && !s.blocked && !s.inOp() && (s.at == streamOpen || s.at == streamClosing) {
 		s.flushAgain()
 	}
 }
@@ -123,7 +125,7 @@ func (s *stream) sendRegion(budget int) int {
 	return s.regionSent(n, want, err)
 }
 
-// submitRegion has the region sent by an Op; s.inOp is set until it has ended.
+// submitRegion has the region sent by an Op; inOp until it has ended.
 func (s *stream) submitRegion(r *buffer.FileRegion, file int, off int64, want int) bool {
 	op := &s.needRare().op
 	op.Run = func() (int64, error) {
@@ -134,7 +136,7 @@ func (s *stream) submitRegion(r *buffer.FileRegion, file int, off int64, want in
 		return false
 	}
 	r.Retain()
-	s.inOp, s.rare.opRegion = true, r
+	s.rare.opRegion = r
 	return true
 }
 
@@ -166,7 +168,7 @@ func (s *stream) HandleOp(op *eventloop.Op) {
 	defer s.contain()
 	s.entered = true
 	r := s.rare.opRegion
-	s.inOp, s.rare.opRegion = false, nil
+	s.rare.opRegion = nil
 	op.Run = nil
 	defer r.Release()
 	if s.at != streamClosed {
@@ -197,7 +199,7 @@ func (s *stream) settle() {
 		return
 	}
 	s.SetPending(s.out.charge)
-	if s.at == streamClosed || s.inOp {
+	if s.at == streamClosed || s.inOp() {
 		return
 	}
 	if !s.out.empty() {
@@ -212,6 +214,9 @@ func (s *stream) settle() {
 		s.shutdownOutput()
 	default:
 		s.updateInterest()
+		if s.relayed {
+			s.rare.into.resume()
+		}
 	}
 }
 

@@ -59,7 +59,7 @@ type stream struct {
 	inputShut  bool // the peer's end of the stream has been read
 	outputShut bool // our sending side is to be closed behind the queue, or has been
 	outputDone bool // it has been
-	inOp       bool // a region is being sent by an Op
+	relayed    bool // what is read goes to another channel
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
 }
@@ -78,6 +78,10 @@ type rareState struct {
 	op         eventloop.Op
 	opRegion   *buffer.FileRegion // that op sends
 	grace      *eventloop.Timer   // of a drain, see drainGrace
+
+	from, into *way // of the relay that the channel is in, or was
+	pipe       pipe // with out.piped bytes
+	pipeOf     *way // whose they are
 }
 
 func (s *stream) needRare() *rareState {
@@ -86,6 +90,9 @@ func (s *stream) needRare() *rareState {
 	}
 	return s.rare
 }
+
+// inOp reports whether a region is being sent by an Op.
+func (s *stream) inOp() bool { return s.rare != nil && s.rare.opRegion != nil }
 
 // starvedRetry is when channels that found no memory for reading, or not enough, try
 // again.
@@ -194,21 +201,34 @@ func (s *stream) ready(ev eventloop.Event) {
 	switch {
 	case s.at == streamLingering:
 		s.discard()
+	case s.relayed:
+		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
+			s.rare.from.ready()
+		}
 	case s.reading():
 		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
 			s.readTurn(ev&(eventloop.EventReadHangup|broken) != 0)
 		}
 	}
-	if ev&broken != 0 && !s.reading() && !s.blocked {
+	if ev&broken != 0 && !s.wantsInput() && !s.blocked {
 		// It cannot be masked and nobody can do anything about it now: the descriptor
 		// leaves the poller until there is something to read or to write again.
 		s.hangup = true
 	}
 }
 
-// reading reports whether the channel is to read.
+// reading reports whether the channel is to read for its handlers.
 func (s *stream) reading() bool {
-	return s.at == streamOpen && s.wantRead && !s.paused && !s.starved && !s.inputShut
+	return s.at == streamOpen && s.wantRead && !s.paused && !s.starved && !s.inputShut && !s.relayed
+}
+
+// wantsInput reports whether the channel is to be told of what comes in.
+func (s *stream) wantsInput() bool {
+	if s.relayed {
+		w := s.rare.from
+		return w.open() && !w.stalled && !s.starved
+	}
+	return s.reading()
 }
 
 // updateInterest has the poller report what the channel waits for.
@@ -225,7 +245,7 @@ func (s *stream) updateInterest() {
 	case streamLingering:
 		ev = eventloop.EventRead
 	case streamOpen, streamClosing:
-		if s.reading() {
+		if s.wantsInput() {
 			ev = eventloop.EventRead | eventloop.EventReadHangup
 		}
 		if s.blocked {
@@ -293,7 +313,7 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		if n < size && !ending || reads == maxReadsPerTurn || total >= maxBytesPerTurn ||
-			!s.AutoRead() || s.paused {
+			!s.AutoRead() || s.paused || s.relayed {
 			break
 		}
 	}
@@ -322,10 +342,22 @@ func (s *stream) starve(err error) {
 	}
 	s.starved, s.wantRead = true, true
 	s.Logger().Warn("reading paused: " + err.Error())
-	s.Loop().Schedule(starvedRetry, func() {
-		s.starved = false
-		s.updateInterest()
-	})
+	s.Loop().Schedule(starvedRetry, s.fed)
+}
+
+// feed is fed, from any goroutine.
+func (s *stream) feed() {
+	if s.Loop().InLoop() {
+		s.fed()
+	} else {
+		_ = s.Loop().Execute(s.fed) // a loop that has ended reads nothing
+	}
+}
+
+// fed lets a starved channel read again. Loop-only.
+func (s *stream) fed() {
+	s.starved = false
+	s.updateInterest()
 }
 
 // inputEnded deals with the end of the peer's stream.

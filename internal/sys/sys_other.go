@@ -55,6 +55,10 @@ func WritevSlow(fd int, parts []Iovec) (int, error)           { return 0, errUns
 func Sendmsg(fd int, parts []Iovec, flags int) (int, error)   { return 0, errUnsupported }
 func Pipe() (r, w int, err error)                             { return -1, -1, errUnsupported }
 func Close(fd int) error                                      { return errUnsupported }
+func Splice(out, in, n int) (int, error)                      { return 0, errUnsupported }
+func Tee(out, in, n int) (int, error)                         { return 0, errUnsupported }
+func PipeSize(fd int) (int, error)                            { return 0, errUnsupported }
+func SetPipeSize(fd, n int) (int, error)                      { return 0, errUnsupported }
 func ReadFile(fd int, p []byte, off int64) (int, error)       { return 0, errUnsupported }
 func Sendfile(out, in int, off int64, n int) (int, error)     { return 0, errUnsupported }
 func Cached(fd int, off int64) (bool, error)                  { return false, errUnsupported }

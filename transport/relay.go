@@ -1,0 +1,158 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// RelayMode says how a [Relay] moves bytes.
+type RelayMode uint8
+
+const (
+	// RelayAuto copies small messages, and splices a stream once reads come back full.
+	RelayAuto RelayMode = iota
+	// RelaySplice splices from the first byte.
+	RelaySplice
+	// RelayCopy only reads and writes.
+	RelayCopy
+)
+
+// Relay joins two channels: what either receives is sent on by the other, past both
+// pipelines, and where it can through a pipe in the kernel, without entering the process
+// (splice(2)). Its zero value works.
+//
+// A side that takes nothing holds up the other: what is under way is bounded, 512 KiB
+// each way at most and 32 MiB for all relays of a process, besides what is in the
+// kernel's socket buffers. A half-close is passed on. When one channel closes, for
+// whatever reason, the other gets what was still under way to it and is closed. The
+// handlers of both stay where they are and are told of errors and closes, but of no
+// message; a half-close is an [pipeline.OutputShutdown] of the other side.
+//
+// The fields must not change after Start. A Relay is started once.
+type Relay struct {
+	// Mode says how bytes are moved.
+	Mode RelayMode
+
+	ways [2]way // up and down
+}
+
+// RelayStats is how many bytes a Relay has sent on.
+type RelayStats struct {
+	Up, Down WayStats // from the channel it was started on to the target, and back
+}
+
+// WayStats is how many bytes have been sent on in one direction.
+type WayStats struct {
+	Copied  int64 // through buffers of the process
+	Spliced int64 // through the kernel alone
+}
+
+// Errors of Relay.Start.
+var (
+	// ErrRelayed reports a channel that is relayed already.
+	ErrRelayed = errors.New("transport: channel is relayed already")
+	// ErrCannotRelay reports two channels that cannot be joined: they are not on one
+	// loop, or one is not a stream of this package.
+	ErrCannotRelay = errors.New("transport: channels cannot be joined by a relay")
+)
+
+// Start joins the channel of c and target, from now on and until one of them closes or
+// Stop is called. What has been written to either before leaves first; so a handler
+// that has read something that belongs to the target writes it there and then starts the
+// relay, and a decoder before it is removed first, because it may hold bytes. What is
+// written to a channel while it is relayed leaves between two pieces of the stream.
+//
+// It fails with [ErrRelayed], with [ErrCannotRelay], or with the reason of a channel that
+// has closed; nothing has changed then. [Dialer.DialThen] makes a target on the loop of
+// c.
+//
+// Loop only.
+func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
+	a, ok := c.Channel().(*stream)
+	if !ok {
+		return fmt.Errorf("%w: %v is no stream", ErrCannotRelay, c.Channel())
+	}
+	invariant.OnLoop(a.Loop())
+	b, ok := target.(*stream)
+	switch {
+	case !ok || a == b:
+		return fmt.Errorf("%w: %v", ErrCannotRelay, target)
+	case a.Loop() != b.Loop():
+		return fmt.Errorf("%w: they are on two loops", ErrCannotRelay)
+	case r.ways[0].src != nil:
+		return ErrRelayed
+	}
+	for _, s := range []*stream{a, b} {
+		switch {
+		case s.relayed:
+			return ErrRelayed
+		case s.at != streamOpen:
+			if err := s.CloseReason(); err != nil {
+				return err
+			}
+			return pipeline.ErrClosed
+		}
+	}
+	up, down := &r.ways[0], &r.ways[1]
+	up.join(r.Mode, a, b)
+	down.join(r.Mode, b, a)
+	a.needRare().from, a.rare.into = up, down
+	b.needRare().from, b.rare.into = down, up
+	a.relayed, b.relayed = true, true
+	for _, w := range []*way{up, down} {
+		w.src.updateInterest()
+		if w.src.inputShut {
+			w.end()
+		}
+	}
+	return nil
+}
+
+// Stop parts the channels. What has been taken from one is still sent by the other,
+// before anything that is written to it from now on; what comes later goes to the
+// handlers again. A stream that has ended meanwhile ends for its handlers now. It does
+// nothing after one of the channels has closed.
+//
+// Loop only: that of the channels.
+func (r *Relay) Stop() {
+	if r.ways[0].src == nil {
+		return
+	}
+	invariant.OnLoop(r.ways[0].src.Loop())
+	if !r.ways[0].src.relayed {
+		return
+	}
+	for i := range r.ways {
+		r.ways[i].src.relayed = false
+	}
+	for i := range r.ways {
+		s := r.ways[i].src
+		if s.at == streamOpen && s.inputShut {
+			s.inputEnded()
+		}
+		s.updateInterest()
+	}
+}
+
+// Stats returns what has been sent on so far. It may be called on any goroutine.
+func (r *Relay) Stats() RelayStats {
+	return RelayStats{Up: r.ways[0].stats(), Down: r.ways[1].stats()}
+}
+
+// relayEnded closes what a channel that has just closed was joined with.
+func (s *stream) relayEnded(reason error) {
+	other := s.rare.from.dst
+	s.relayed, other.relayed = false, false
+	(*streamCore)(other).DoClose(pipeline.CloseFlushed, reason)
+}
+
+// wayCounters is what a way has sent on. Any goroutine may read it.
+type wayCounters struct{ copied, spliced atomic.Int64 }
+
+func (c *wayCounters) stats() WayStats {
+	return WayStats{Copied: c.copied.Load(), Spliced: c.spliced.Load()}
+}
