@@ -32,6 +32,7 @@ type preset struct {
 	mode               string
 	messages           int64
 	servers            string
+	behind             string // the server that the ones compared relay to; empty if they do not
 }
 
 var presets = map[string]preset{
@@ -39,6 +40,8 @@ var presets = map[string]preset{
 	"echo1k":   {conns: 64, size: 1024, depth: 16, mode: "echo", messages: 1_000_000, servers: "bareloop,cloop,net,echo"},
 	"echo64d1": {conns: 64, size: 64, depth: 1, mode: "echo", messages: 200_000, servers: "bareloop,cloop,net,echo"},
 	// Every server gets the same framed bytes; to echo they are just bytes.
+	"relay1m":  {conns: 16, size: 1 << 20, depth: 1, mode: "echo", messages: 3000, servers: "crelay,relay,haproxy,crelaycopy", behind: "cloop"},
+	"relay64":  {conns: 64, size: 64, depth: 1, mode: "echo", messages: 200_000, servers: "crelaycopy,relay,crelay,haproxy", behind: "cloop"},
 	"framed1k": {conns: 64, size: 1024, depth: 16, mode: "framed", messages: 1_000_000, servers: "echo,framed,bareloop"},
 }
 
@@ -62,12 +65,13 @@ type options struct {
 	serverCPU, clientCPU int
 	load, rate           float64
 	peers, args, limits  pairs
+	behindBin            string
 }
 
 func main() {
 	o := options{peers: pairs{}, args: pairs{}, limits: pairs{}}
-	name := flag.String("preset", "echo64", "`name` of a load: echo64, echo1k, echo64d1, framed1k")
-	servers := flag.String("servers", "", "servers to compare, the yardstick first: bareloop, cloop, net, echo, framed or a name given by -peer (default: the preset's)")
+	name := flag.String("preset", "echo64", "`name` of a load: echo64, echo1k, echo64d1, framed1k, relay64, relay1m")
+	servers := flag.String("servers", "", "servers to compare, the yardstick first: bareloop, cloop, net, echo, framed, relay, crelay, crelaycopy, haproxy or a name given by -peer (default: the preset's)")
 	conns := flag.Int("conns", 0, "connections, instead of the preset's")
 	size := flag.Int("size", 0, "bytes of a message, instead of the preset's")
 	depth := flag.Int("depth", 0, "messages under way on a connection, instead of the preset's")
@@ -136,6 +140,11 @@ func run(name string, o options) error {
 	load, err := b.Own("load")
 	if err != nil {
 		return err
+	}
+	if o.behind != "" {
+		if o.behindBin, err = b.C(o.behind); err != nil {
+			return err
+		}
 	}
 	var all []*contender
 	for who := range strings.SplitSeq(o.servers, ",") {
@@ -222,7 +231,19 @@ func (o *options) contender(b *proc.Builder, who string) (*contender, error) {
 	case who == "net":
 		c.bin, err = b.Own("netecho")
 	case who == "cloop":
-		c.bin, err = b.CLoop()
+		c.bin, err = b.C("cloop")
+	case who == "crelay":
+		c.bin, err = b.C("crelay")
+	case who == "crelaycopy":
+		c.bin, err = b.C("crelay")
+		c.args = []string{"-mode", "copy"}
+	case who == "relay":
+		c.bin, err = b.Example("relay")
+		c.args = []string{"-loops", "1"}
+	case who == "haproxy":
+		if c.bin, err = exec.LookPath("haproxy"); err != nil {
+			err = fmt.Errorf("haproxy is not installed: %w", proc.ErrAbsent)
+		}
 	case who == "echo" || who == "framed":
 		c.bin, err = b.Example(who)
 		c.args = []string{"-loops", "1"}
@@ -236,7 +257,21 @@ func (o *options) contender(b *proc.Builder, who string) (*contender, error) {
 
 // round starts the server, drives it once and stops it.
 func (o *options) round(load string, c *contender) (err error) {
-	s, err := proc.Start(o.serverCPU, c.bin, c.args...)
+	args := c.args
+	var behind *proc.Server
+	if o.behindBin != "" {
+		if behind, err = proc.Start(o.clientCPU, o.behindBin, "-addr", "127.0.0.1:0"); err != nil {
+			return err
+		}
+		defer behind.Stop()
+		args = append(slices.Clone(args), "-to", strings.TrimPrefix(behind.Addr, "tcp://"))
+	}
+	var s *proc.Server
+	if c.name == "haproxy" {
+		s, err = startHAProxy(o.serverCPU, c.bin, behind)
+	} else {
+		s, err = proc.Start(o.serverCPU, c.bin, args...)
+	}
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,14 +77,14 @@ func (b *Builder) Example(name string) (string, error) {
 	return b.goBuild(root, "example-"+name, "./examples/"+name)
 }
 
-// CLoop compiles the echo loop in C; ErrAbsent without a compiler.
-func (b *Builder) CLoop() (string, error) {
+// C compiles NAME/NAME.c; ErrAbsent without a compiler.
+func (b *Builder) C(name string) (string, error) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
-		return "", fmt.Errorf("cloop needs gcc: %w", ErrAbsent)
+		return "", fmt.Errorf("%s needs gcc: %w", name, ErrAbsent)
 	}
-	bin := filepath.Join(b.out, "cloop")
-	cmd := exec.Command(gcc, "-O2", "-o", bin, filepath.Join(b.module, "cloop", "cloop.c"))
+	bin := filepath.Join(b.out, name)
+	cmd := exec.Command(gcc, "-O2", "-o", bin, filepath.Join(b.module, name, name+".c"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("gcc: %w\n%s", err, out)
 	}
@@ -149,6 +150,37 @@ func Start(cpu int, bin string, args ...string) (*Server, error) {
 		r.Close()
 	}()
 	return s, nil
+}
+
+// StartAt is Start for a server that says nothing: it is ready when a connection to
+// addr succeeds.
+func StartAt(cpu int, addr, bin string, args ...string) (*Server, error) {
+	s := &Server{cmd: exec.Command(bin, args...), exited: make(chan struct{}), Addr: "tcp://" + addr}
+	s.cmd.Stderr = &s.stderr
+	if err := StartPinned(s.cmd, cpu); err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(bin), err)
+	}
+	s.PID = s.cmd.Process.Pid
+	go func() {
+		s.cmd.Wait()
+		close(s.exited)
+	}()
+	for end := time.Now().Add(readyTimeout); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return s, nil
+		}
+		select {
+		case <-s.exited:
+			return nil, s.Stop()
+		default:
+		}
+		if time.Now().After(end) {
+			s.Stop()
+			return nil, fmt.Errorf("%s does not listen: %w", filepath.Base(bin), err)
+		}
+	}
 }
 
 // Stop asks the server to end, and ends it if it does not within a few seconds.
