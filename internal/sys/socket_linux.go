@@ -1,46 +1,59 @@
 package sys
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Socket returns a new stream socket of addr's family, non-blocking: a
-// *net.TCPAddr or a *net.UnixAddr. A TCP address without an IP asks for IPv6 where
-// the machine has it; IPv6 sockets speak IPv4 too unless SetIPv6Only says otherwise.
+// Socket returns a new socket of addr's family, non-blocking: a stream socket for a
+// *net.TCPAddr or a *net.UnixAddr, a datagram socket for a *net.UDPAddr or a
+// *net.UnixAddr of the network "unixgram". An address without an IP asks for IPv6
+// where the machine has it; IPv6 sockets speak IPv4 too unless SetIPv6Only says
+// otherwise.
 func Socket(addr net.Addr) (int, error) {
 	switch a := addr.(type) {
 	case *net.TCPAddr:
-		if a.IP.To4() != nil {
-			return socket(unix.AF_INET)
-		}
-		fd, err := socket(unix.AF_INET6)
-		if a.IP == nil && errors.Is(err, unix.EAFNOSUPPORT) {
-			return socket(unix.AF_INET)
-		}
-		if err != nil {
-			return -1, err
-		}
-		if err := SetIPv6Only(fd, false); err != nil {
-			Close(fd)
-			return -1, err
-		}
-		return fd, nil
+		return ipSocket(a.IP, unix.SOCK_STREAM)
+	case *net.UDPAddr:
+		return ipSocket(a.IP, unix.SOCK_DGRAM)
 	case *net.UnixAddr:
-		return socket(unix.AF_UNIX)
+		if a.Net == "unixgram" {
+			return socket(unix.AF_UNIX, unix.SOCK_DGRAM)
+		}
+		return socket(unix.AF_UNIX, unix.SOCK_STREAM)
 	}
 	return -1, failed("socket", unix.EAFNOSUPPORT)
 }
 
-func socket(family int) (int, error) {
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+func ipSocket(ip net.IP, kind int) (int, error) {
+	if ip.To4() != nil {
+		return socket(unix.AF_INET, kind)
+	}
+	fd, err := socket(unix.AF_INET6, kind)
+	if ip == nil && errors.Is(err, unix.EAFNOSUPPORT) {
+		return socket(unix.AF_INET, kind)
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := SetIPv6Only(fd, false); err != nil {
+		Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func socket(family, kind int) (int, error) {
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, failed("socket", err)
 	}
@@ -99,7 +112,8 @@ func Accept(fd int) (int, net.Addr, error) {
 }
 
 // LocalAddr returns the address of this end. Network is the one to put into the
-// address of a Unix socket; when it is empty, "unix".
+// address of a Unix socket; when it is empty, "unix". One that begins with "udp"
+// makes the address of an IP socket a *net.UDPAddr.
 func LocalAddr(fd int, network string) (net.Addr, error) {
 	return nameOf(fd, unix.SYS_GETSOCKNAME, "getsockname", network)
 }
@@ -115,7 +129,11 @@ func nameOf(fd int, number uintptr, call, network string) (net.Addr, error) {
 	if _, _, e := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&rsa)), uintptr(unsafe.Pointer(&size))); e != 0 {
 		return nil, fail(call, e)
 	}
-	return address(&rsa, size, network), nil
+	a := address(&rsa, size, network)
+	if tcp, ok := a.(*net.TCPAddr); ok && strings.HasPrefix(network, "udp") {
+		a = (*net.UDPAddr)(tcp)
+	}
+	return a, nil
 }
 
 // sockaddr returns addr as the socket fd takes it.
@@ -128,6 +146,8 @@ func sockaddr(fd int, addr net.Addr) (unix.Sockaddr, error) {
 			}
 		}
 		return &unix.SockaddrUnix{Name: a.Name}, nil
+	case *net.UDPAddr:
+		return sockaddr(fd, (*net.TCPAddr)(a))
 	case *net.TCPAddr:
 		if a.Port < 0 || a.Port > math.MaxUint16 {
 			return nil, unix.EINVAL
@@ -200,26 +220,28 @@ func address(rsa *unix.RawSockaddrAny, size uint32, network string) net.Addr {
 		if network == "" {
 			network = "unix"
 		}
-		const head = unsafe.Offsetof(unix.RawSockaddrUnix{}.Path)
-		sa := (*unix.RawSockaddrUnix)(unsafe.Pointer(rsa))
-		path := unsafe.Slice((*byte)(unsafe.Pointer(&sa.Path[0])), len(sa.Path))
-		path = path[:min(max(int(size)-int(head), 0), len(path))]
-		name := string(path)
-		switch {
-		case len(path) == 0:
-		case path[0] == 0:
-			name = "@" + name[1:]
-		default:
-			for i := range path {
-				if path[i] == 0 {
-					name = name[:i]
-					break
-				}
-			}
-		}
-		return &net.UnixAddr{Name: name, Net: network}
+		return &net.UnixAddr{Name: string(unixName(rsa, size)), Net: network}
 	}
 	return nil
+}
+
+// unixName returns the name in an address of a Unix socket, where it lies. It turns
+// the zero byte of an abstract one into @.
+func unixName(rsa *unix.RawSockaddrAny, size uint32) []byte {
+	const head = unsafe.Offsetof(unix.RawSockaddrUnix{}.Path)
+	sa := (*unix.RawSockaddrUnix)(unsafe.Pointer(rsa))
+	path := unsafe.Slice((*byte)(unsafe.Pointer(&sa.Path[0])), len(sa.Path))
+	path = path[:min(max(int(size)-int(head), 0), len(path))]
+	switch {
+	case len(path) == 0:
+	case path[0] == 0:
+		path[0] = '@'
+	default:
+		if i := bytes.IndexByte(path, 0); i >= 0 {
+			path = path[:i]
+		}
+	}
+	return path
 }
 
 // swap16 returns a number in network order in the machine's, or the reverse.

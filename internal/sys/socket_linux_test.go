@@ -215,7 +215,7 @@ func TestAddressErrors(t *testing.T) {
 		{"port negative", tcp4, &net.TCPAddr{IP: tcp4.IP, Port: -1}, syscall.EINVAL},
 		{"IPv6 on IPv4", tcp4, &net.TCPAddr{IP: net.IPv6loopback}, syscall.EAFNOSUPPORT},
 		{"not ours", tcp4, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}, syscall.EADDRNOTAVAIL},
-		{"unknown kind", tcp4, &net.UDPAddr{}, syscall.EAFNOSUPPORT},
+		{"unknown kind", tcp4, &net.IPAddr{}, syscall.EAFNOSUPPORT},
 		{"path too long", unixAddr, &net.UnixAddr{Name: "/" + strings.Repeat("x", 200)}, syscall.EINVAL},
 		{"path with a NUL", unixAddr, &net.UnixAddr{Name: filepath.Join(t.TempDir(), "a\x00b")}, syscall.EINVAL},
 		{"no such directory", unixAddr, &net.UnixAddr{Name: "/nonexistent/s"}, syscall.ENOENT},
@@ -228,7 +228,7 @@ func TestAddressErrors(t *testing.T) {
 			wantErrno(t, Bind(fd, tt.addr), "bind", tt.want)
 		})
 	}
-	_, err := Socket(&net.UDPAddr{})
+	_, err := Socket(&net.IPAddr{})
 	wantErrno(t, err, "socket", syscall.EAFNOSUPPORT)
 	fd, err := Socket(&net.TCPAddr{})
 	check(t, err)

@@ -5,6 +5,7 @@ package sys
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 	"unsafe"
 )
@@ -107,6 +108,23 @@ func Unsent(fd int) (int, error)                              { return 0, errUns
 func EpollWaitFor(epfd int, events []EpollEvent, timeout time.Duration) (int, error) {
 	return 0, errUnsupported
 }
+
+// Messages is described in the files for Linux.
+type Messages struct{}
+
+func NewMessages(n int) *Messages                                         { return &Messages{} }
+func (m *Messages) Lend(i int, p []byte)                                  {}
+func (m *Messages) Take(i int) (unsafe.Pointer, int)                      { return nil, 0 }
+func (m *Messages) Truncated(i int) bool                                  { return false }
+func (m *Messages) From(i int) netip.AddrPort                             { return netip.AddrPort{} }
+func (m *Messages) FromName(i int, known string) string                   { return "" }
+func (m *Messages) Reset()                                                {}
+func (m *Messages) Add(parts []Iovec)                                     {}
+func (m *Messages) AddTo(parts []Iovec, to netip.AddrPort, v6 bool) error { return errUnsupported }
+func (m *Messages) AddToName(parts []Iovec, name string) error            { return errUnsupported }
+func Recvmmsg(fd int, m *Messages, n int) (int, error)                    { return 0, errUnsupported }
+func Sendmmsg(fd int, m *Messages, slow bool) (int, error)                { return 0, errUnsupported }
+func DropErrors(fd int)                                                   {}
 
 // SetKeepAlive is described in the files for Linux.
 func SetKeepAlive(fd int, on bool, idle, interval time.Duration, count int) error {
