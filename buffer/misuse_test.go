@@ -42,6 +42,8 @@ func TestUseAfterRelease(t *testing.T) {
 		"Writable":          func(b *buffer.Buf) { b.Writable() },
 		"Commit":            func(b *buffer.Buf) { b.Commit(0) },
 		"FillFrom":          func(b *buffer.Buf) { b.FillFrom(0, 1) },
+		"Lend":              func(b *buffer.Buf) { b.Lend(nil, 0, 1) },
+		"Filled":            func(b *buffer.Buf) { b.Filled(nil, 0) },
 		"Uint8At":           func(b *buffer.Buf) { b.Uint8At(0) },
 		"Uint32At":          func(b *buffer.Buf) { b.Uint32At(0) },
 		"SetUint32At":       func(b *buffer.Buf) { b.SetUint32At(0, 1) },
