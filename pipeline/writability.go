@@ -15,7 +15,8 @@ const waterBit = 1
 
 // PendingSize is what msg counts against the water marks while it waits: the
 // memory that it keeps alive, at most high for a file region, which keeps none,
-// and something for the place in the queue.
+// and something for the place in the queue. A message of another type says how much
+// it keeps alive by a method Pinned, which returns an int, as that of a Buf.
 func PendingSize(msg any, high int64) int64 {
 	switch m := msg.(type) {
 	case *buffer.Buf:
@@ -26,6 +27,8 @@ func PendingSize(msg any, high int64) int64 {
 		return int64(len(m)) + entryOverhead
 	case string:
 		return int64(len(m)) + entryOverhead
+	case interface{ Pinned() int }:
+		return int64(m.Pinned()) + entryOverhead
 	}
 	return entryOverhead
 }
