@@ -2,6 +2,7 @@ package transport
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"sync/atomic"
 )
@@ -25,8 +26,36 @@ func (b *addrBox) load() net.Addr {
 	return nil
 }
 
-// unlink removes the file of a Unix socket that was listened on, as the net package
-// does: it would keep the next server from the address. Abstract names have none.
+// isDatagram reports whether a network is one of datagrams.
+func isDatagram(network string) bool {
+	switch network {
+	case "udp", "udp4", "udp6", "unixgram":
+		return true
+	}
+	return false
+}
+
+// ipAddr returns an address of a TCP or UDP network.
+func ipAddr(network string, ip netip.Addr, port int) net.Addr {
+	if isDatagram(network) {
+		return &net.UDPAddr{IP: ip.AsSlice(), Port: port, Zone: ip.Zone()}
+	}
+	return &net.TCPAddr{IP: ip.AsSlice(), Port: port, Zone: ip.Zone()}
+}
+
+// ipOf returns the IP of such an address.
+func ipOf(a net.Addr) net.IP {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.IP
+	case *net.UDPAddr:
+		return a.IP
+	}
+	return nil
+}
+
+// unlink removes the file of a Unix socket that was listened on or bound, as the net
+// package does: it would keep the next server from the address. Abstract names have none.
 func unlink(local net.Addr) {
 	if a, ok := local.(*net.UnixAddr); ok && a.Name != "" && a.Name[0] != '@' {
 		_ = os.Remove(a.Name)

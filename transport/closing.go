@@ -138,7 +138,7 @@ func (s *stream) closeNow(reset bool, reason error) {
 			s.sock.close()
 		}
 		// Each is told, even if a callback of one before is ended by runtime.Goexit.
-		defer s.failAll(waiting)
+		defer failAll(waiting, s.CloseReason())
 		defer s.MarkClosed(reason)
 		if dial != nil {
 			dial.failed(reason)
@@ -155,17 +155,16 @@ func (s *stream) closeNow(reset bool, reason error) {
 }
 
 // failAll fails what waited for a channel that has closed.
-func (s *stream) failAll(waiting []*eventloop.Promise) {
+func failAll(waiting []*eventloop.Promise, err error) {
 	if len(waiting) == 0 {
 		return
 	}
 	told := 0
 	defer func() {
 		if told < len(waiting) {
-			s.failAll(waiting[told:])
+			failAll(waiting[told:], err)
 		}
 	}()
-	err := s.CloseReason()
 	for _, p := range waiting {
 		told++
 		p.Complete(err)

@@ -35,6 +35,12 @@ type Config struct {
 	// sets it, and couples its two ends by pipeline.Couple.
 	ReadWhileUnwritable bool
 
+	// MaxDatagram is the longest datagram that is read, in bytes; a longer one is
+	// dropped, and HandleError gets ErrTruncated. 0 means 64 KiB, more than UDP
+	// carries; at most 1 MiB. A loop receives into up to 16 slots of this size, rounded
+	// up to a power of two, that its channels share. It does not bound what is sent.
+	MaxDatagram int
+
 	// HalfClose keeps the channel open when the peer has closed its sending side;
 	// handlers get the user event pipeline.InputShutdown. By default the channel
 	// closes then, after what was written before has left; an answer that is made later
@@ -65,6 +71,8 @@ type Config struct {
 const (
 	minHighWater        = 64 << 10
 	defaultCloseTimeout = 10 * time.Second
+	defaultMaxDatagram  = 64 << 10
+	maxMaxDatagram      = 1 << 20
 )
 
 // check returns c with defaults filled in, or says what is wrong with it. A
@@ -78,6 +86,12 @@ func (c Config) check() (Config, error) {
 	}
 	if c.MaxPending < 0 {
 		return c, fmt.Errorf("transport: MaxPending %d is negative", c.MaxPending)
+	}
+	if c.MaxDatagram < 0 || c.MaxDatagram > maxMaxDatagram {
+		return c, fmt.Errorf("transport: MaxDatagram %d is negative or more than %d", c.MaxDatagram, maxMaxDatagram)
+	}
+	if c.MaxDatagram == 0 {
+		c.MaxDatagram = defaultMaxDatagram
 	}
 	if c.CloseTimeout < 0 {
 		return c, fmt.Errorf("transport: CloseTimeout %v is negative", c.CloseTimeout)

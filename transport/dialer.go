@@ -46,8 +46,14 @@ func (d *Dialer) timeout() time.Duration {
 // several addresses they are tried in turn, on the same channel. It must not be
 // called on a loop: see DialThen.
 //
-// network is "tcp", "tcp4", "tcp6" or "unix". The error is an *OpError; its cause is
-// ErrConnectTimeout or the context's if that ended first.
+// network is "tcp", "tcp4", "tcp6" or "unix", or for datagrams "udp", "udp4", "udp6" or
+// "unixgram". The error is an *OpError; its cause is ErrConnectTimeout or the context's
+// if that ended first.
+//
+// A datagram channel that is dialed exchanges datagrams with addr and nobody else; each
+// is a *buffer.Buf. That it is connected does not say that anybody is there: the
+// answer to what was sent to a closed port is an error for HandleError, which the
+// channel survives.
 func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock
@@ -74,7 +80,7 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 			return nil, &OpError{Op: "connect", Addr: addrs[0], Err: err}
 		}
 	}
-	s := newStream(&cfg, g.Next(), nil, -1)
+	s := newDialed(&cfg, network, g.Next())
 	result := make(chan error, 1)
 	if err := s.Loop().Execute(func() { d.connect(s, addrs, func(err error) { result <- err }) }); err != nil {
 		g.Release()
@@ -109,7 +115,7 @@ func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(c
 		return
 	}
 	if addrs := literal(network, addr); addrs != nil {
-		d.dialLater(c, &cfg, addrs, then)
+		d.dialLater(c, &cfg, network, addrs, then)
 		return
 	}
 	c.Offload(func(ctx context.Context) (any, error) {
@@ -124,13 +130,13 @@ func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(c
 			then(nil, &OpError{Op: "connect", Err: err})
 			return
 		}
-		d.dialLater(c, &cfg, v.([]net.Addr), then)
+		d.dialLater(c, &cfg, network, v.([]net.Addr), then)
 	})
 }
 
 // dialLater has the loop connect in a task: c's handler may run on an executor.
-func (d *Dialer) dialLater(c *pipeline.Context, cfg *Config, addrs []net.Addr, then func(pipeline.Channel, error)) {
-	if err := c.Loop().Execute(func() { d.dialOn(c, cfg, addrs, then) }); err != nil {
+func (d *Dialer) dialLater(c *pipeline.Context, cfg *Config, network string, addrs []net.Addr, then func(pipeline.Channel, error)) {
+	if err := c.Loop().Execute(func() { d.dialOn(c, cfg, network, addrs, then) }); err != nil {
 		then(nil, err)
 	}
 }
@@ -144,14 +150,14 @@ func (d *Dialer) later(c *pipeline.Context, then func(pipeline.Channel, error), 
 }
 
 // dialOn connects on c's loop. Loop-only.
-func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then func(pipeline.Channel, error)) {
+func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, network string, addrs []net.Addr, then func(pipeline.Channel, error)) {
 	if err := c.Channel().CloseReason(); err != nil {
 		d.later(c, then, &OpError{Op: "connect", Addr: addrs[0], Err: err})
 		return
 	}
 	c.Loop().Group().Hold()
-	s := newStream(cfg, c.Loop(), nil, -1)
-	s.starved = true // until then has been called: what it does with the channel comes first
+	s := newDialed(cfg, network, c.Loop())
+	s.setStarved(true) // until then has been called: what it does with the channel comes first
 	var timer *eventloop.Timer
 	if t := d.timeout(); t > 0 {
 		timer = c.Loop().Schedule(t, func() {
@@ -187,9 +193,32 @@ func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, addrs []net.Addr, then
 	})
 }
 
+// dialed is a channel that a Dialer makes.
+type dialed interface {
+	pipeline.Channel
+	Abort(mode pipeline.CloseMode, reason error)
+	// start registers the channel. Loop-only, as the rest.
+	start(init func(pipeline.Channel) error)
+	// over reports whether it has closed.
+	over() bool
+	// onceActive has f called when the channel, whose connect has succeeded, is active.
+	onceActive(f func(error))
+	// setStarved keeps the channel from reading; feed, from any goroutine, ends that.
+	setStarved(on bool) (news bool)
+	feed()
+}
+
+// newDialed makes a channel that is to connect.
+func newDialed(cfg *Config, network string, loop *eventloop.Loop) dialed {
+	if isDatagram(network) {
+		return newDgram(cfg, loop, -1, nil)
+	}
+	return newStream(cfg, loop, nil, -1)
+}
+
 // connect registers s and connects it. done is called once, on the loop: with nil
 // after HandleActive. Loop-only.
-func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
+func (d *Dialer) connect(s dialed, addrs []net.Addr, done func(error)) {
 	told := false
 	tell := func(err error) {
 		if !told {
@@ -200,29 +229,26 @@ func (d *Dialer) connect(s *stream, addrs []net.Addr, done func(error)) {
 	// Whatever its handlers do, a channel that closes cannot become active any more.
 	s.Closed().Then(func(error) { tell(connectClosed(s, addrs[0])) })
 	s.start(d.Init)
-	if s.at == streamClosed {
+	if s.over() {
 		return
 	}
 	p := eventloop.NewPromise(s.Loop())
 	p.Then(func(err error) {
-		switch {
-		case err != nil:
+		if err != nil {
 			tell(err)
 			// A handler may have refused to connect.
 			s.Abort(pipeline.CloseNow, err)
-		case s.at == streamOpen:
-			tell(nil) // a handler has held the promise back
-		default:
-			// The promise is completed before the channel is active; whoever dials wants
-			// it active.
-			s.needRare().dialed = tell
+			return
 		}
+		// The promise is completed before the channel is active; whoever dials wants
+		// it active.
+		s.onceActive(tell)
 	})
 	s.Pipeline().Connect(candidates(addrs), d.LocalAddr, p)
 }
 
 // connectClosed is the error of a connect whose channel has closed.
-func connectClosed(s *stream, addr net.Addr) error {
+func connectClosed(s dialed, addr net.Addr) error {
 	reason := s.CloseReason()
 	var op *OpError
 	if errors.As(reason, &op) && op.Op == "connect" {
@@ -289,6 +315,18 @@ func (s *stream) connectNext() {
 	}
 	s.closeNow(false, d.err)
 }
+
+// onceActive implements dialed.
+func (s *stream) onceActive(f func(error)) {
+	if s.at == streamOpen {
+		f(nil) // a handler has held the promise back
+		return
+	}
+	s.needRare().dialed = f
+}
+
+// over implements dialed.
+func (s *stream) over() bool { return s.at == streamClosed }
 
 // connectTo starts to connect to one address.
 func (s *stream) connectTo(addr net.Addr) error {
@@ -361,11 +399,11 @@ func resolve(ctx context.Context, network, addr string) ([]net.Addr, error) {
 	}
 	var want string
 	switch network {
-	case "tcp":
+	case "tcp", "udp":
 		want = "ip"
-	case "tcp4":
+	case "tcp4", "udp4":
 		want = "ip4"
-	case "tcp6":
+	case "tcp6", "udp6":
 		want = "ip6"
 	default:
 		return nil, net.UnknownNetworkError(network)
@@ -387,16 +425,15 @@ func resolve(ctx context.Context, network, addr string) ([]net.Addr, error) {
 	}
 	addrs := make([]net.Addr, len(ips))
 	for i, ip := range ips {
-		ip = ip.Unmap()
-		addrs[i] = &net.TCPAddr{IP: ip.AsSlice(), Port: port, Zone: ip.Zone()}
+		addrs[i] = ipAddr(network, ip.Unmap(), port)
 	}
 	return addrs, nil
 }
 
 // literal returns the address if addr needs no look-up, else nil.
 func literal(network, addr string) []net.Addr {
-	if network == "unix" {
-		return []net.Addr{&net.UnixAddr{Name: addr, Net: "unix"}}
+	if network == "unix" || network == "unixgram" {
+		return []net.Addr{&net.UnixAddr{Name: addr, Net: network}}
 	}
 	ap, err := netip.ParseAddrPort(addr)
 	if err != nil {
@@ -404,8 +441,10 @@ func literal(network, addr string) []net.Addr {
 	}
 	ip := ap.Addr().Unmap()
 	switch {
-	case network == "tcp", network == "tcp4" && ip.Is4(), network == "tcp6" && ip.Is6():
-		return []net.Addr{&net.TCPAddr{IP: ip.AsSlice(), Port: int(ap.Port()), Zone: ip.Zone()}}
+	case network == "tcp", network == "udp",
+		(network == "tcp4" || network == "udp4") && ip.Is4(),
+		(network == "tcp6" || network == "udp6") && ip.Is6():
+		return []net.Addr{ipAddr(network, ip, int(ap.Port()))}
 	}
 	return nil
 }

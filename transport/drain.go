@@ -32,6 +32,9 @@ func (s *server) shutdown(ctx context.Context) error {
 		for _, ch := range s.open() {
 			_ = ch.Loop().Submit((*drainTask)(ch)) // a loop that has ended has closed it
 		}
+		for _, ch := range s.openDgrams() {
+			_ = ch.Loop().Submit((*dgramDrain)(ch))
+		}
 		select {
 		case <-s.empty:
 			return nil
@@ -47,6 +50,12 @@ func (s *server) shutdown(ctx context.Context) error {
 		if ch.Open() { // the others are on their way out
 			busy++
 			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
+		}
+	}
+	for _, ch := range s.openDgrams() {
+		if ch.Open() {
+			busy++
+			ch.Abort(pipeline.CloseNow, ErrDrainTimeout)
 		}
 	}
 	<-s.empty

@@ -18,6 +18,9 @@ var (
 	// ErrConnectTimeout is the cause of a connect that took too long. It matches
 	// os.ErrDeadlineExceeded.
 	ErrConnectTimeout error = connectTimeout{}
+	// ErrTruncated is the cause of the error that tells of a datagram longer than
+	// Config.MaxDatagram, which was dropped.
+	ErrTruncated = errors.New("transport: datagram is too long")
 	// ErrSlowPeer is the reason of channels whose queue passed Config.MaxPending.
 	ErrSlowPeer = errors.New("transport: peer reads too slowly")
 	// ErrFileShrunk fails a file region whose file ended before the region did.
@@ -33,7 +36,7 @@ var (
 
 // OpError is the error of a connect, accept, read or write.
 type OpError struct {
-	Op   string   // "listen", "connect", "accept", "read", "write"
+	Op   string   // "listen", "connect", "accept", "read", "write", "close"
 	Addr net.Addr // remote end, for listen and accept the local one; nil if unknown
 	Err  error    // cause, for errors.Is and errors.As
 }

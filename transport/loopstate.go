@@ -6,6 +6,7 @@ import (
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
+	"go.uber.org/zap"
 )
 
 // loopState is what the channels of one loop with one allocator share: the receive
@@ -21,8 +22,18 @@ type loopState struct {
 	pipes pipePool
 	users int
 
+	in  map[int]*dgramSlots // by size; nil if no datagrams are read
+	out *dgramParts         // nil if none are sent
+
 	pool *buffer.Pool // of alloc; nil if that has none
-	held []*stream    // not reading because the pool is close to its limit
+	held []holdable   // not reading because the pool is close to its limit
+}
+
+// holdable is a channel that can be kept from reading.
+type holdable interface {
+	Logger() *zap.Logger
+	setStarved(on bool) (news bool)
+	updateInterest()
 }
 
 type loopKey struct {
@@ -63,6 +74,31 @@ func (s *loopState) release() {
 			s.hot[i] = nil
 		}
 	}
+	for _, in := range s.in {
+		in.release()
+	}
+	s.in = nil
+}
+
+// slots returns what datagrams are received into, in slots of the size.
+func (s *loopState) slots(size int) *dgramSlots {
+	in := s.in[size]
+	if in == nil {
+		if s.in == nil {
+			s.in = make(map[int]*dgramSlots)
+		}
+		in = newDgramSlots(size)
+		s.in[size] = in
+	}
+	return in
+}
+
+// outgoing returns what a call that sends datagrams is made of.
+func (s *loopState) outgoing() *dgramParts {
+	if s.out == nil {
+		s.out = &dgramParts{iov: s.iov, batch: sys.NewMessages(dgramBatch)}
+	}
+	return s.out
 }
 
 // pressed reports whether the pool is so close to its limit that nothing is to be
@@ -70,11 +106,10 @@ func (s *loopState) release() {
 func (s *loopState) pressed() bool { return s.pool != nil && s.pool.Pressure() }
 
 // hold keeps a channel from reading while there is pressure.
-func (s *loopState) hold(ch *stream) {
-	if ch.starved {
+func (s *loopState) hold(ch holdable) {
+	if !ch.setStarved(true) {
 		return
 	}
-	ch.starved = true
 	s.held = append(s.held, ch)
 	if len(s.held) == 1 {
 		ch.Logger().Warn("reading paused: buffers are close to their limit")
@@ -93,7 +128,7 @@ func (s *loopState) unhold() {
 	held := s.held
 	s.held = nil
 	for _, ch := range held {
-		ch.starved = false
+		ch.setStarved(false)
 		ch.updateInterest()
 	}
 }

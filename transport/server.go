@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -81,8 +83,9 @@ type Draining struct{}
 // For several addresses it may be called several times, as may Listen; a drain is
 // that of all of them.
 //
-// network is "tcp", "tcp4", "tcp6" or "unix"; for TCP addr is host:port, where a
-// port of 0 picks one, for Unix a path, or @name for an abstract one.
+// network is "tcp", "tcp4", "tcp6" or "unix", or for datagrams "udp", "udp4", "udp6" or
+// "unixgram", see Listen; for IP addr is host:port, where a port of 0 picks one, for
+// Unix a path, or @name for an abstract one.
 func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error {
 	l, err := s.Listen(ctx, network, addr)
 	if err != nil {
@@ -116,6 +119,12 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 // it stops this listener and nothing else. With PerLoop it is the first of several,
 // and to close it stops them all. ctx bounds only the look-up of a host's name. It
 // must not be called on a loop.
+//
+// Datagrams have no connections to accept. On their networks Listen binds a socket and
+// returns its channel, whose handlers Init adds and whose messages are *Datagram, in
+// both directions: each has the address of its peer. Such a channel sends to whom it
+// wants and needs nobody to have sent to it before; ListenerInit and Backlog are not
+// used. Netty: a DatagramChannel and Bootstrap.bind.
 func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock
@@ -130,6 +139,9 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	}
 	if s.s.closed() {
 		return nil, ErrServerClosed
+	}
+	if isDatagram(network) {
+		return s.listenDatagram(network, local)
 	}
 	if _, tcp := local.(*net.TCPAddr); tcp && s.PerLoop {
 		return s.listenPerLoop(network, local)
@@ -287,26 +299,26 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // resolveListen finds the address to listen on.
 func resolveListen(ctx context.Context, network, addr string) (net.Addr, error) {
 	switch network {
-	case "unix":
-		return &net.UnixAddr{Name: addr, Net: "unix"}, nil
-	case "tcp", "tcp4", "tcp6":
+	case "unix", "unixgram":
+		return &net.UnixAddr{Name: addr, Net: network}, nil
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 	default:
 		return nil, net.UnknownNetworkError(network)
 	}
-	host, _, err := net.SplitHostPort(addr)
+	host, service, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}
 	if host == "" {
-		a, err := net.ResolveTCPAddr(network, addr)
+		port, err := net.DefaultResolver.LookupPort(ctx, network, service)
 		if err != nil {
 			return nil, err
 		}
-		a.IP = net.IPv6unspecified
-		if network == "tcp4" || !haveIPv6() {
-			a.IP = net.IPv4zero.To4()
+		all := netip.IPv6Unspecified()
+		if strings.HasSuffix(network, "4") || !haveIPv6() {
+			all = netip.IPv4Unspecified()
 		}
-		return a, nil
+		return ipAddr(network, all, port), nil
 	}
 	addrs, err := resolve(ctx, network, addr)
 	if err != nil {
@@ -314,7 +326,7 @@ func resolveListen(ctx context.Context, network, addr string) (net.Addr, error) 
 	}
 	// As the net package does: IPv4 first, if the name has it.
 	for _, a := range addrs {
-		if a.(*net.TCPAddr).IP.To4() != nil {
+		if ipOf(a).To4() != nil {
 			return a, nil
 		}
 	}

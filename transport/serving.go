@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -24,8 +25,9 @@ type server struct {
 	closing   bool
 	hurry     bool // the drain is over: nothing more is served
 	listeners []*listener
-	first     *stream       // accepted channels, until their end; linked by prev and next
-	streams   int           // how many
+	first     *stream // accepted channels, until their end; linked by prev and next
+	streams   int     // how many
+	dgrams    map[*dgram]struct{}
 	places    int           // taken, by channels and by accepts under way; not counted without a limit
 	deaf      chan struct{} // closed when closing and no listener is left
 	empty     chan struct{} // closed when closing and nothing is left
@@ -117,7 +119,7 @@ func (s *server) checkEmpty() {
 	default:
 		close(s.deaf)
 	}
-	if s.streams == 0 {
+	if s.streams == 0 && len(s.dgrams) == 0 {
 		close(s.empty)
 	}
 }
@@ -218,7 +220,7 @@ func (s *server) initChannel(ch pipeline.Channel) error {
 	}
 	err := s.init(ch)
 	if err != nil {
-		s.logger().Error("Init failed", zap.Stringer("channel", ch.(*stream)), zap.Error(err))
+		s.logger().Error("Init failed", zap.Stringer("channel", ch.(fmt.Stringer)), zap.Error(err))
 	}
 	return err
 }

@@ -380,7 +380,7 @@ func TestListenErrors(t *testing.T) {
 	}{
 		{"in use", "tcp", l.LocalAddr().String(), syscall.EADDRINUSE},
 		{"not ours", "tcp", "192.0.2.1:0", syscall.EADDRNOTAVAIL},
-		{"unknown network", "udp", "127.0.0.1:0", nil},
+		{"unknown network", "ip", "127.0.0.1:0", nil},
 		{"no port", "tcp", "127.0.0.1", nil},
 		{"no directory", "unix", "/no/such/directory/s", syscall.ENOENT},
 	} {

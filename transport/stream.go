@@ -354,6 +354,14 @@ func (s *stream) feed() {
 	}
 }
 
+// setStarved keeps the channel from reading, or no longer, and reports whether that
+// is news. Loop-only.
+func (s *stream) setStarved(on bool) bool {
+	news := s.starved != on
+	s.starved = on
+	return news
+}
+
 // fed lets a starved channel read again. Loop-only.
 func (s *stream) fed() {
 	s.starved = false

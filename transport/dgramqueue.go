@@ -1,0 +1,105 @@
+package transport
+
+import (
+	"net/netip"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+)
+
+// dgramBatch is the largest number of datagrams that one call receives or sends. The
+// call itself is a small part of the costs of so many already.
+const dgramBatch = 16
+
+// dgramQueue is the outbound queue of a datagram channel, in the order in which the
+// datagrams leave. Unlike a stream's it keeps their bounds: nothing is merged, and
+// each leaves as a whole or not at all. It calls no kernel and no handler.
+type dgramQueue struct {
+	entries fifo[outDatagram]
+	told    fifo[*eventloop.Promise] // of those that have left, to be completed
+
+	queued uint64 // datagrams ever added
+	gone   uint64 // datagrams that have left or failed
+	charge int64  // pinned bytes, as the water marks count them
+}
+
+// outDatagram is a datagram in the queue. Addr and name are empty on a channel that
+// is connected.
+type outDatagram struct {
+	buf    *buffer.Buf
+	addr   netip.AddrPort
+	name   string
+	p      *eventloop.Promise
+	charge int64
+}
+
+func (q *dgramQueue) empty() bool { return q.entries.n == 0 }
+
+// add queues e, whose Buf it takes over.
+func (q *dgramQueue) add(e outDatagram) {
+	e.charge = entryCharge + int64(e.buf.Pinned())
+	if last := q.entries.last(); last != nil && last.buf.Parts() == 1 && last.buf.SharesMemory(e.buf) {
+		// Slices of one block that follow each other are charged for it once.
+		q.charge -= last.charge - entryCharge
+		last.charge = entryCharge
+	}
+	q.charge += e.charge
+	q.queued++
+	q.entries.push(e)
+}
+
+// batch returns how many datagrams the next call is to send, of those before
+// position limit: at least one.
+func (q *dgramQueue) batch(limit uint64) (n int) {
+	n = int(min(limit-q.gone, dgramBatch))
+	bytes := 0
+	for i := range n {
+		if bytes += q.entries.at(i).buf.Len(); bytes > sys.MaxRaw && i > 0 {
+			return i
+		}
+	}
+	return n
+}
+
+// left takes note that the first n datagrams have left, and returns how many bytes
+// they had. Their completions are due afterwards, see due.
+func (q *dgramQueue) left(n int) (bytes int) {
+	for range n {
+		e := q.take()
+		bytes += e.buf.Len()
+		if e.p != nil {
+			q.told.push(e.p)
+		}
+		e.buf.Release()
+	}
+	return bytes
+}
+
+// take takes the first datagram out; its Buf and its promise are the caller's.
+func (q *dgramQueue) take() outDatagram {
+	first := q.entries.first()
+	e := *first
+	*first = outDatagram{}
+	q.entries.pop()
+	q.charge -= e.charge
+	q.gone++
+	return e
+}
+
+// due returns the next completion of a datagram that has left, or nil.
+func (q *dgramQueue) due() *eventloop.Promise {
+	if first := q.told.first(); first != nil {
+		p := *first
+		*first = nil
+		q.told.pop()
+		return p
+	}
+	return nil
+}
+
+// idle gives back the memory of a queue that is empty and was long.
+func (q *dgramQueue) idle() {
+	q.entries.shrink()
+	q.told.shrink()
+}

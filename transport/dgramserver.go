@@ -1,0 +1,138 @@
+package transport
+
+import (
+	"maps"
+	"net"
+	"slices"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// listenDatagram makes a channel of datagrams that is bound to local, and active.
+func (s *Server) listenDatagram(network string, local net.Addr) (pipeline.Channel, error) {
+	fd, bound, err := s.bindDatagram(network, local)
+	if err != nil {
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	return s.s.listenDatagram(fd, bound)
+}
+
+// bindDatagram makes a datagram socket that is bound to local. It returns the address
+// that it got.
+func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, error) {
+	fd, err := sys.Socket(local)
+	if err != nil {
+		return -1, nil, err
+	}
+	if udp, ok := local.(*net.UDPAddr); ok {
+		// No SO_REUSEADDR: with datagrams it takes the port from who has it.
+		if s.ReusePort {
+			err = sys.SetReusePort(fd, true)
+		}
+		if err == nil && len(udp.IP) == net.IPv6len {
+			err = sys.SetIPv6Only(fd, network == "udp6" || !udp.IP.IsUnspecified())
+		}
+	}
+	if err == nil {
+		err = s.s.cfg.apply(fd, local)
+	}
+	if err == nil {
+		err = sys.Bind(fd, local)
+	}
+	var bound net.Addr
+	if err == nil {
+		bound, err = sys.LocalAddr(fd, local.Network())
+	}
+	if err != nil {
+		_ = sys.Close(fd)
+		return -1, nil, err
+	}
+	return fd, bound, nil
+}
+
+// listenDatagram starts a channel on fd, which it takes over.
+func (s *server) listenDatagram(fd int, local net.Addr) (pipeline.Channel, error) {
+	drop := func() {
+		unlink(local)
+		_ = sys.Close(fd)
+	}
+	g, err := s.acquire()
+	if err != nil {
+		drop()
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	ch := newDgram(&s.cfg, g.Next(), fd, local)
+	ch.srv = s
+	if !s.addDgram(ch) {
+		drop()
+		g.Release()
+		return nil, ErrServerClosed
+	}
+	started := make(chan error, 1)
+	if err := ch.Loop().Execute(func() {
+		defer func() {
+			// Also when Init is ended by runtime.Goexit.
+			err := ch.CloseReason()
+			if err == nil && !ch.Active() {
+				err = pipeline.ErrGoexit
+			}
+			started <- err
+		}()
+		ch.start(s.start)
+	}); err != nil {
+		if ch.Open() { // else a Shutdown was quicker than the end of the loop
+			drop()
+			s.dgramEnded(ch)
+			g.Release()
+		}
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	if err := <-started; err != nil {
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	return ch, nil
+}
+
+// addDgram takes note of a channel. It reports false when the server is closing.
+func (s *server) addDgram(ch *dgram) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if s.dgrams == nil {
+		s.dgrams = make(map[*dgram]struct{})
+	}
+	s.dgrams[ch] = struct{}{}
+	return true
+}
+
+// dgramEnded forgets a channel.
+func (s *server) dgramEnded(ch *dgram) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.dgrams, ch)
+	s.checkEmpty()
+}
+
+// openDgrams returns the channels of datagrams that have not ended.
+func (s *server) openDgrams() []*dgram {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.dgrams))
+}
+
+// dgramDrain is a channel as the task that drains it.
+type dgramDrain dgram
+
+func (t *dgramDrain) Run() {
+	s := (*dgram)(t)
+	s.Pipeline().FireEvent(Draining{})
+	if s.at == dgramOpen && s.reading() {
+		// What has come by now is answered.
+		s.HandleIO(eventloop.EventRead)
+	}
+	s.CloseIdle()
+}
