@@ -254,6 +254,38 @@ func TestOutOfDescriptors(t *testing.T) {
 	s.Stop()
 }
 
+// Datagrams of all sizes go back one by one, to whom they came from, without and with
+// others in between.
+func TestDatagrams(t *testing.T) {
+	s := process.Start(t, "-network", "udp", "-addr", "127.0.0.1:0")
+	if s.Network != "udp" {
+		t.Errorf("got network %q, want udp", s.Network)
+	}
+	var clients []net.Conn
+	for range 3 {
+		clients = append(clients, s.Dial())
+	}
+	got := make([]byte, 1<<16)
+	for _, size := range []int{1, 0, 1472, 1473, 60_000, 65_507} {
+		for i, c := range clients {
+			if _, err := c.Write(random(size, byte(i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, c := range clients {
+			n, err := c.Read(got)
+			if err != nil || !bytes.Equal(got[:n], random(size, byte(i))) {
+				t.Errorf("client %d: got %d bytes, %v; want the %d that were sent", i, n, err, size)
+			}
+		}
+	}
+	_, stderr, status := process.Run(t, "-network", "udp", "-addr", s.Addr)
+	if status != 1 || !strings.Contains(stderr, "address already in use") {
+		t.Errorf("the same address again: got status %d, %q", status, stderr)
+	}
+	s.Stop()
+}
+
 func TestAddressInUse(t *testing.T) {
 	s := process.Start(t, "-addr", "127.0.0.1:0")
 	stdout, stderr, status := process.Run(t, "-addr", s.Addr)
@@ -273,7 +305,7 @@ func TestBadFlags(t *testing.T) {
 		{"-loops x", "-loops", 2},
 		{"-loops -1", "-1", 2},
 		{"-poller kqueue", "kqueue", 2},
-		{"-network udp", "udp is not there yet", 2},
+		{"-network udp -addr 192.0.2.1:7000", "192.0.2.1", 1},
 		{"-network carrier-pigeon", "carrier-pigeon", 2},
 		{"-drain -1s", "-drain", 2},
 		{"-high -1", "HighWater", 1},

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +39,7 @@ type Command struct {
 	Log   *zap.Logger   // to standard error
 
 	network, addr, poller string
+	datagrams             bool
 	loops                 int
 	drain                 time.Duration
 }
@@ -51,6 +53,13 @@ func New(name, addr string) *Command {
 	c.Flags.StringVar(&c.poller, "poller", "auto", "auto or epoll")
 	c.Flags.DurationVar(&c.drain, "drain", 5*time.Second, "how long queued writes may take to leave when the server is told to end")
 	return c
+}
+
+// Datagrams lets -network be udp, for a server whose Init has a handler for datagrams
+// too.
+func (c *Command) Datagrams() {
+	c.datagrams = true
+	c.Flags.Lookup("network").Usage = "`tcp`, unix or udp"
 }
 
 // Main runs the program and does not return. setUp makes the server, whose group,
@@ -95,14 +104,13 @@ func (c *Command) run(args []string, setUp func() (*transport.Server, error)) (s
 
 // server makes the server and its group.
 func (c *Command) server(setUp func() (*transport.Server, error)) (*transport.Server, *eventloop.Group, error) {
-	switch c.network {
-	case "tcp", "tcp4", "tcp6", "unix":
-	case "udp":
-		return nil, nil, errors.New("-network udp is not there yet: it comes with the datagram channels")
-	default:
-		return nil, nil, fmt.Errorf("-network %s is neither tcp nor unix", c.network)
-	}
+	stream := slices.Contains([]string{"tcp", "tcp4", "tcp6", "unix"}, c.network)
+	datagram := slices.Contains([]string{"udp", "udp4", "udp6", "unixgram"}, c.network)
 	switch {
+	case datagram && !c.datagrams:
+		return nil, nil, fmt.Errorf("-network %s has no streams, which this server needs", c.network)
+	case !stream && !datagram:
+		return nil, nil, fmt.Errorf("-network %s is not known", c.network)
 	case c.addr == "":
 		return nil, nil, errors.New("-addr is empty")
 	case c.drain < 0:
@@ -124,15 +132,28 @@ func (c *Command) server(setUp func() (*transport.Server, error)) (*transport.Se
 	if c.drain == 0 {
 		srv.DrainTimeout = -1 // in a Server 0 is the default, here it means 0
 	}
-	// A listener is a channel too: it is active when it listens.
-	srv.ListenerInit = func(l pipeline.Channel) error {
-		return l.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error {
-			addr := c.Channel().LocalAddr()
-			_, err := fmt.Printf("listening on %s://%s\n", addr.Network(), addr)
-			return err
-		}))
+	if datagram {
+		init := srv.Init
+		srv.Init = func(ch pipeline.Channel) error {
+			if err := announce(ch); err != nil {
+				return err
+			}
+			return init(ch)
+		}
+	} else {
+		srv.ListenerInit = announce
 	}
 	return srv, group, nil
+}
+
+// announce has a channel say where it is bound as soon as it is active: a listener is
+// a channel too.
+func announce(ch pipeline.Channel) error {
+	return ch.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error {
+		addr := c.Channel().LocalAddr()
+		_, err := fmt.Printf("listening on %s://%s\n", addr.Network(), addr)
+		return err
+	}))
 }
 
 // fail says what went wrong, in one line.
