@@ -13,7 +13,7 @@
 //	eventloop           loops, tasks, timers, promises, and Offload for what blocks
 //	pipeline            the event model: handlers, Context, Pipeline, Channel
 //	pipeline/embedded   a channel without I/O on virtual time, to test handlers with
-//	transport           channels over TCP and Unix sockets: Server, Dialer, Config
+//	transport           channels over TCP, UDP and Unix sockets: Server, Dialer, Config
 //	codec               bytes to messages and back: Line, LengthField, your own Decoder
 //	codec/codectest     Verify: the same messages however the stream is cut
 //

@@ -1,4 +1,4 @@
-// Package transport has the channels that move bytes: TCP and Unix sockets, on
+// Package transport has the channels that move bytes: TCP, UDP and Unix sockets, on
 // Linux, driven by the loops of package eventloop.
 //
 // Start with [Server] to accept connections and [Dialer] to make them; both are
@@ -12,6 +12,10 @@
 // Messages at the head of the pipeline are *buffer.Buf, *buffer.FileRegion, []byte
 // and string; an outbound handler turns other types into one of them. Inbound
 // messages are *buffer.Buf.
+//
+// Datagrams keep their bounds: a message is one datagram. On a channel that is bound,
+// by Server.Listen, it is a [*Datagram], which has the address of its peer; on one that
+// is connected, by Dialer.Dial, it is as above, without file regions.
 //
 // Netty: epoll transport, ServerBootstrap, Bootstrap.
 package transport
