@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // datagramAddrs are addresses of every kind of datagram socket.
@@ -174,5 +176,30 @@ func TestDatagramAddressErrors(t *testing.T) {
 		if err := m.AddTo(nil, netip.MustParseAddrPort(to), false); err != nil {
 			t.Errorf("%s: %v", to, err)
 		}
+	}
+}
+
+// A socket that was told to keep errors reports them until they are dropped.
+func TestDropErrors(t *testing.T) {
+	gone, at := datagramSocket(t, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	fd, _ := datagramSocket(t, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	check(t, Connect(fd, at))
+	check(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+	check(t, unix.Dup3(fd, gone, unix.O_CLOEXEC)) // which closes it: nobody is there any more
+	m := NewMessages(1)
+	m.Add([]Iovec{MakeIovec([]byte("x"))})
+	if _, err := Sendmmsg(fd, m, false); err != nil {
+		t.Fatal(err)
+	}
+	await(t, fd, 0) // for the error, which needs not be asked for
+	if err := SocketError(fd); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, want ECONNREFUSED", err)
+	}
+	if got := await(t, fd, EpollOut); got&EpollErr == 0 {
+		t.Errorf("ready for %#x, want the error that is kept", got)
+	}
+	DropErrors(fd)
+	if got := await(t, fd, EpollOut); got != EpollOut {
+		t.Errorf("ready for %#x, want only for writing", got)
 	}
 }
