@@ -10,10 +10,10 @@ import (
 // Counters counts system calls by kind. A handle adds what it calls to the counters
 // of its loop, which are plain numbers of the loop.
 type Counters struct {
-	Reads      uint64 // read and readv that brought bytes or the end
-	EmptyReads uint64 // read and readv that found nothing
+	Reads      uint64 // read, readv and recvmmsg that brought bytes or the end
+	EmptyReads uint64 // those that found nothing
 	Writes     uint64
-	Writevs    uint64
+	Writevs    uint64 // writev and sendmmsg
 	Sendfiles  uint64
 	Accepts    uint64
 	EpollCtls  uint64

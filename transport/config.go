@@ -28,7 +28,7 @@ type Config struct {
 	// ManualFlush makes the channel send only when asked, which is Netty's rule; by
 	// default what a turn of the loop has written leaves at its end.
 	ManualFlush bool
-	// ReadWhileUnwritable makes an accepted channel go on reading while it is not
+	// ReadWhileUnwritable makes a channel of a Server go on reading while it is not
 	// writable. By default it pauses, so that a peer that sends and does not read
 	// cannot fill the memory. A dialed channel never pauses by itself: if both sides
 	// of a connection did, two full pipes would wait for each other for ever. A proxy

@@ -160,11 +160,17 @@ func TestManyDatagrams(t *testing.T) {
 		name      string
 		connected bool
 		count     int
-	}{{"connected", true, 5000}, {"addressed", false, 300}} {
+		cfg       Config
+	}{
+		{"connected", true, 5000, Config{}},
+		{"addressed", false, 300, Config{}},
+		{"connected, smallest buffers", true, 1000, Config{SendBuffer: 1, RecvBuffer: 1}},
+		{"addressed, smallest buffers", false, 100, Config{SendBuffer: 1, RecvBuffer: 1}},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var next atomic.Int64
 			done := make(chan struct{})
-			l := serve(t, &Server{Init: with(pipeline.On(func(_ *pipeline.Context, d *Datagram) error {
+			l := serve(t, &Server{Config: tt.cfg, Init: with(pipeline.On(func(_ *pipeline.Context, d *Datagram) error {
 				defer d.Release()
 				var i int
 				if _, err := fmt.Sscan(string(d.Content.Window()), &i); err != nil || int64(i) != next.Load() {
@@ -180,9 +186,9 @@ func TestManyDatagrams(t *testing.T) {
 			}))}, "unixgram", unixgramAddr(t).Name)
 			var ch pipeline.Channel
 			if tt.connected {
-				ch = dialDatagrams(t, &Dialer{}, l)
+				ch = dialDatagrams(t, &Dialer{Config: tt.cfg}, l)
 			} else {
-				ch = serve(t, &Server{}, "unixgram", unixgramAddr(t).Name)
+				ch = serve(t, &Server{Config: tt.cfg}, "unixgram", unixgramAddr(t).Name)
 			}
 			var left atomic.Int64
 			for i := range tt.count {

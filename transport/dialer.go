@@ -53,7 +53,8 @@ func (d *Dialer) timeout() time.Duration {
 // A datagram channel that is dialed exchanges datagrams with addr and nobody else; each
 // is a *buffer.Buf. That it is connected does not say that anybody is there: the
 // answer to what was sent to a closed port is an error for HandleError, which the
-// channel survives.
+// channel survives. When a Unix socket that was dialed is gone all writes fail from
+// then on, also if another one takes its name.
 func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock
