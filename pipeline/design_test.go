@@ -952,7 +952,15 @@ func TestPendingSize(t *testing.T) {
 	if got := pipeline.PendingSize([]byte("abc"), 0); got != 3+overhead {
 		t.Errorf("[]byte: got %d, want %d", got, 3+overhead)
 	}
+	if got := pipeline.PendingSize(pinning(1000), 0); got != 1000+overhead {
+		t.Errorf("a message that says what it pins: got %d, want %d", got, 1000+overhead)
+	}
 }
+
+// pinning is a message that keeps so many bytes alive.
+type pinning int
+
+func (n pinning) Pinned() int { return int(n) }
 
 // The value of a panic that is an error can be found in the error.
 func TestDesign1_PanicUnwraps(t *testing.T) {
