@@ -821,6 +821,7 @@ func TestDatagramAllocations(t *testing.T) {
 	if invariant.Enabled {
 		t.Skip("assertions allocate")
 	}
+	defer buffer.SetLeakLevel(buffer.SetLeakLevel(buffer.LeakSampled)) // at level all buffers are not used again
 	r := newDgramRig(t, rigConfig{}, pipeline.On(func(c *pipeline.Context, d *Datagram) error {
 		c.Write(d)
 		return nil
