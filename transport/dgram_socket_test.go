@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -526,6 +527,70 @@ func TestDatagramReusePort(t *testing.T) {
 	l := serve(t, srv, "udp", "127.0.0.1:0")
 	if _, err := srv.Listen(context.Background(), "udp", l.LocalAddr().String()); err != nil {
 		t.Error(err)
+	}
+}
+
+// With PerLoop each loop has a channel, all on the same port, and they end together.
+func TestDatagramsPerLoop(t *testing.T) {
+	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	channels := make(chan pipeline.Channel, 3)
+	srv := &Server{Group: g, PerLoop: true, Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
+		channels <- c.Channel()
+		return nil
+	}), echoDatagrams())}
+	l, err := srv.Listen(context.Background(), "udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loops := map[*eventloop.Loop]bool{}
+	var all []pipeline.Channel
+	for range 3 {
+		ch := await(t, channels, "a channel")
+		loops[ch.Loop()] = true
+		all = append(all, ch)
+		if got, want := ch.LocalAddr().String(), l.LocalAddr().String(); got != want {
+			t.Errorf("local address: got %s, want %s", got, want)
+		}
+	}
+	if len(loops) != 3 {
+		t.Errorf("got channels on %d loops, want 3", len(loops))
+	}
+	for range 20 { // whichever of them it is that answers
+		nc := dialNet(t, l)
+		fmt.Fprint(nc, "hello")
+		if n, err := nc.Read(make([]byte, 10)); n != 5 || err != nil {
+			t.Errorf("got %d, %v, want 5", n, err)
+		}
+	}
+	l.Close()
+	for _, ch := range all {
+		await(t, ch.Closed().Done(), "the end of a channel")
+	}
+
+	// One that cannot start takes those before it with it.
+	var n atomic.Int32
+	broken := errors.New("broken")
+	srv2 := &Server{Group: g, PerLoop: true, Init: func(pipeline.Channel) error {
+		if n.Add(1) == 3 {
+			return broken
+		}
+		return nil
+	}}
+	if _, err := srv2.Listen(context.Background(), "udp", "127.0.0.1:0"); !errors.Is(err, broken) {
+		t.Errorf("got %v, want what Init says", err)
+	}
+	for _, s := range []*Server{srv, srv2} {
+		if err := s.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -10,13 +10,48 @@ import (
 	"github.com/runnel-io/runnel/pipeline"
 )
 
-// listenDatagram makes a channel of datagrams that is bound to local, and active.
+// listenDatagram makes a channel of datagrams that is bound to local, and active. With
+// PerLoop there is one for each loop; the first is returned, and when it closes the
+// others do.
 func (s *Server) listenDatagram(network string, local net.Addr) (pipeline.Channel, error) {
-	fd, bound, err := s.bindDatagram(network, local)
+	g, err := s.s.acquire()
 	if err != nil {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
-	return s.s.listenDatagram(fd, bound)
+	defer g.Release() // each channel holds it by itself
+	var loops []*eventloop.Loop
+	if _, udp := local.(*net.UDPAddr); udp && s.PerLoop {
+		loops = g.Loops()
+	} else {
+		loops = append(loops, g.Next())
+	}
+	var first *dgram
+	for _, loop := range loops {
+		fd, bound, err := s.bindDatagram(network, local)
+		if err != nil {
+			err = &OpError{Op: "listen", Addr: local, Err: err}
+		} else {
+			local = bound // the port that was picked is for all
+			g.Hold()
+			ch := newDgram(&s.s.cfg, loop, fd, bound)
+			ch.srv = s.s
+			err = s.s.startDgram(ch)
+			switch {
+			case err != nil:
+			case first == nil:
+				first = ch
+			default:
+				first.Closed().Then(func(error) { ch.Abort(pipeline.CloseFlushed, first.CloseReason()) })
+			}
+		}
+		if err != nil {
+			if first != nil {
+				first.Close()
+			}
+			return nil, err
+		}
+	}
+	return first, nil
 }
 
 // bindDatagram makes a datagram socket that is bound to local. It returns the address
@@ -28,7 +63,7 @@ func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, er
 	}
 	if udp, ok := local.(*net.UDPAddr); ok {
 		// No SO_REUSEADDR: with datagrams it takes the port from who has it.
-		if s.ReusePort {
+		if s.ReusePort || s.PerLoop {
 			err = sys.SetReusePort(fd, true)
 		}
 		if err == nil && len(udp.IP) == net.IPv6len {
@@ -52,23 +87,18 @@ func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, er
 	return fd, bound, nil
 }
 
-// listenDatagram starts a channel on fd, which it takes over.
-func (s *server) listenDatagram(fd int, local net.Addr) (pipeline.Channel, error) {
-	drop := func() {
+// startDgram starts a channel that is bound, whose group is held for it. If that fails
+// it is gone.
+func (s *server) startDgram(ch *dgram) error {
+	local := ch.local.load()
+	lost := func() {
 		unlink(local)
-		_ = sys.Close(fd)
+		ch.sock.close()
+		ch.Loop().Group().Release()
 	}
-	g, err := s.acquire()
-	if err != nil {
-		drop()
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
-	}
-	ch := newDgram(&s.cfg, g.Next(), fd, local)
-	ch.srv = s
 	if !s.addDgram(ch) {
-		drop()
-		g.Release()
-		return nil, ErrServerClosed
+		lost()
+		return ErrServerClosed
 	}
 	started := make(chan error, 1)
 	if err := ch.Loop().Execute(func() {
@@ -83,16 +113,15 @@ func (s *server) listenDatagram(fd int, local net.Addr) (pipeline.Channel, error
 		ch.start(s.start)
 	}); err != nil {
 		if ch.Open() { // else a Shutdown was quicker than the end of the loop
-			drop()
 			s.dgramEnded(ch)
-			g.Release()
+			lost()
 		}
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+		return &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	if err := <-started; err != nil {
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+		return &OpError{Op: "listen", Addr: local, Err: err}
 	}
-	return ch, nil
+	return nil
 }
 
 // addDgram takes note of a channel. It reports false when the server is closing.

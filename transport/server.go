@@ -32,7 +32,7 @@ type Server struct {
 	// ListenerInit adds handlers to the listener's own pipeline, in which accepted
 	// channels are messages: a handler may close one instead of passing it on.
 	ListenerInit func(ch pipeline.Channel) error
-	// Config is that of accepted channels.
+	// Config is that of accepted channels, and of those of datagrams.
 	Config Config
 	// Group runs the channels. nil means a default that all servers and dialers
 	// share, which starts with its first channel and ends after its last.
@@ -48,7 +48,8 @@ type Server struct {
 	// with SO_REUSEPORT, and keeps what it accepts on that loop. The kernel chooses by
 	// a hash of the addresses, so that a few connections may meet on one loop; it is
 	// for many short ones. By default one loop accepts for all. Unix sockets have one
-	// acceptor in any case.
+	// acceptor in any case. A UDP address gets a channel on each loop, to which the
+	// datagrams of one peer always go; by default it is one channel on one loop.
 	PerLoop bool
 	// MaxConns is how many accepted channels there may be at a time, over all
 	// listeners. At the limit nothing is accepted: who comes then waits in the kernel's
@@ -124,7 +125,7 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 // returns its channel, whose handlers Init adds and whose messages are *Datagram, in
 // both directions: each has the address of its peer. Such a channel sends to whom it
 // wants and needs nobody to have sent to it before; ListenerInit and Backlog are not
-// used. Netty: a DatagramChannel and Bootstrap.bind.
+// used, MaxConns does not count it. Netty: a DatagramChannel and Bootstrap.bind.
 func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock
