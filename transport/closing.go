@@ -147,6 +147,9 @@ func (s *stream) closeNow(reset bool, reason error) {
 	if s.relayed {
 		defer s.relayEnded(reason)
 	}
+	if s.rare != nil && s.rare.feeds != nil {
+		defer s.rare.feeds.giveUp(reason)
+	}
 	if s.reg != nil {
 		s.reg.Close(end)
 	} else {

@@ -66,9 +66,10 @@ type completion struct {
 
 func (o *outbound) empty() bool { return o.entries.n == 0 && o.piped == 0 }
 
-// pipe puts n bytes in a pipe at the head of the queue, which is empty.
+// pipe puts n bytes more in a pipe at the head of the queue, which is empty but for the
+// pipe.
 func (o *outbound) pipe(n int) {
-	o.piped = int32(n)
+	o.piped += int32(n)
 	o.queued += uint64(n)
 }
 

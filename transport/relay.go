@@ -36,6 +36,8 @@ const (
 type Relay struct {
 	// Mode says how bytes are moved.
 	Mode RelayMode
+	// Mirrors get a copy each of what is sent up.
+	Mirrors []Mirror
 
 	ways [2]way // up and down
 }
@@ -43,6 +45,8 @@ type Relay struct {
 // RelayStats is how many bytes a Relay has sent on.
 type RelayStats struct {
 	Up, Down WayStats // from the channel it was started on to the target, and back
+	Mirrored int64    // bytes given to the mirrors, all together
+	Dropped  int64    // bytes that mirrors missed which had been given up
 }
 
 // WayStats is how many bytes have been sent on in one direction.
@@ -99,6 +103,7 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 	}
 	up, down := &r.ways[0], &r.ways[1]
 	up.join(r.Mode, a, b)
+	up.addMirrors(r.Mirrors)
 	down.join(r.Mode, b, a)
 	a.needRare().from, a.rare.into = up, down
 	b.needRare().from, b.rare.into = down, up
@@ -127,7 +132,11 @@ func (r *Relay) Stop() {
 		return
 	}
 	for i := range r.ways {
-		r.ways[i].src.relayed = false
+		w := &r.ways[i]
+		w.src.relayed = false
+		if w.dst.out.piped == 0 {
+			w.endMirrors()
+		}
 	}
 	for i := range r.ways {
 		s := r.ways[i].src
@@ -140,18 +149,24 @@ func (r *Relay) Stop() {
 
 // Stats returns what has been sent on so far. It may be called on any goroutine.
 func (r *Relay) Stats() RelayStats {
-	return RelayStats{Up: r.ways[0].stats(), Down: r.ways[1].stats()}
+	up, down := &r.ways[0], &r.ways[1]
+	return RelayStats{Up: up.stats(), Down: down.stats(), Mirrored: up.mirrored.Load(), Dropped: up.dropped.Load()}
 }
 
 // relayEnded closes what a channel that has just closed was joined with.
 func (s *stream) relayEnded(reason error) {
 	other := s.rare.from.dst
 	s.relayed, other.relayed = false, false
+	for _, w := range []*way{s.rare.from, s.rare.into} {
+		if w.dst.at == streamClosed || w.dst.out.piped == 0 {
+			w.endMirrors()
+		}
+	}
 	(*streamCore)(other).DoClose(pipeline.CloseFlushed, reason)
 }
 
 // wayCounters is what a way has sent on. Any goroutine may read it.
-type wayCounters struct{ copied, spliced atomic.Int64 }
+type wayCounters struct{ copied, spliced, mirrored, dropped atomic.Int64 }
 
 func (c *wayCounters) stats() WayStats {
 	return WayStats{Copied: c.copied.Load(), Spliced: c.spliced.Load()}

@@ -237,9 +237,9 @@ func TestRelay_Refused(t *testing.T) {
 // is a beginning of what was sent, and nothing is left in a pipe.
 func TestRelay_Endings(t *testing.T) {
 	eachRelay(t, func(t *testing.T, network string, mode RelayMode) {
-		for i := range 20 {
+		for i := range 8 {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
-			rig := newRelayRig(t, network, Config{SendBuffer: 1 << 14}, func(p *proxy) { p.relay.Mode = mode })
+			rig := newRelayRig(t, network, Config{SendBuffer: 1 << 17}, func(p *proxy) { p.relay.Mode = mode })
 			out := letters(1 << 20)
 			cut := []int{r.IntN(1 << 20), r.IntN(1 << 20)}
 			resets := r.IntN(2) == 0

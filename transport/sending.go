@@ -217,6 +217,9 @@ func (s *stream) settle() {
 		if s.relayed {
 			s.rare.into.resume()
 		}
+		if s.rare != nil && s.rare.feeds != nil {
+			s.rare.feeds.resume()
+		}
 	}
 }
 

@@ -79,9 +79,11 @@ type rareState struct {
 	opRegion   *buffer.FileRegion // that op sends
 	grace      *eventloop.Timer   // of a drain, see drainGrace
 
-	from, into *way // of the relay that the channel is in, or was
-	pipe       pipe // with out.piped bytes
-	pipeOf     *way // whose they are
+	from, into *way    // of the relay that the channel is in, or was
+	pipe       pipe    // with out.piped bytes
+	pipeOf     *way    // whose they are; nil for a mirror's
+	waiting    bool    // a mirror takes nothing of them, and holds them up
+	feeds      *mirror // whose sink the channel is
 }
 
 func (s *stream) needRare() *rareState {
@@ -91,8 +93,12 @@ func (s *stream) needRare() *rareState {
 	return s.rare
 }
 
-// inOp reports whether a region is being sent by an Op.
-func (s *stream) inOp() bool { return s.rare != nil && s.rare.opRegion != nil }
+// inOp reports whether what is first in the queue waits for something else than the
+// socket: a region for the Op that sends it, a pipe for a mirror.
+func (s *stream) inOp() bool {
+	r := s.rare
+	return r != nil && (r.opRegion != nil || r.waiting)
+}
 
 // starvedRetry is when channels that found no memory for reading, or not enough, try
 // again.

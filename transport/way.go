@@ -37,6 +37,7 @@ const (
 type way struct {
 	src, dst *stream
 	wayCounters
+	mirrors []*mirror
 
 	splicing bool // else it copies
 	fixed    bool // and will not change that
@@ -71,7 +72,8 @@ func (w *way) open() bool {
 // mayPull reports whether dst would take something.
 func (w *way) mayPull() bool {
 	d := w.dst
-	return w.open() && d.out.empty() && !d.blocked && !d.inOp() && !d.inFlush && !d.againQueue && !w.src.starved
+	return w.open() && d.out.empty() && !d.blocked && !d.inOp() && !d.inFlush && !d.againQueue && !w.src.starved &&
+		(w.mirrors == nil || w.mirrorsTake())
 }
 
 // ready is called when src has something, or has broken.
@@ -117,6 +119,7 @@ func (w *way) failed(err error) { w.src.fail("read", err) }
 func (w *way) end() {
 	w.ended = true
 	w.src.inputShut = true
+	w.endMirrors()
 	(*streamCore)(w.dst).DoCloseWrite(nil)
 }
 
@@ -148,6 +151,9 @@ func (w *way) copy() (int, bool) {
 		return 0, false
 	}
 	counters.Reads++
+	if w.mirrors != nil {
+		w.copyTo(hot)
+	}
 	counters.Writes++
 	parts := append(d.state.iov[:0], sys.MakeIovec(hot.Window()))
 	sent, err := d.sock.write(parts, false, false)
@@ -226,7 +232,7 @@ func (w *way) judge(change bool) {
 		w.score = 0
 		return
 	}
-	if w.score++; !w.splicing && w.score >= fullReads || w.score >= smallSplices {
+	if w.score++; !w.splicing && w.score >= fullReads && w.mirrorsIdle() || w.splicing && w.score >= smallSplices {
 		w.score, w.splicing = 0, !w.splicing
 	}
 }
@@ -244,8 +250,16 @@ func (s *stream) takePipe(p pipe, n int, w *way) {
 // sendPipe sends what is in the pipe at the head of the queue.
 func (s *stream) sendPipe() {
 	r, held := s.rare, int(s.out.piped)
+	w := r.pipeOf // nil for the bytes of a mirror
+	want := held
+	if w != nil && w.mirrors != nil {
+		if want = w.tee(r.pipe, held); want == 0 {
+			r.waiting = true
+			return
+		}
+	}
 	s.Loop().Counters().Writes++
-	n, err := s.sock.(splicer).spliceOut(r.pipe.r, held)
+	n, err := s.sock.(splicer).spliceOut(r.pipe.r, want)
 	switch {
 	case err == sys.ErrAgain:
 		s.blocked = true
@@ -253,15 +267,21 @@ func (s *stream) sendPipe() {
 	case err != nil:
 		s.fail("write", err)
 		return
-	case n < held:
+	case n < want:
 		s.blocked = true
 	}
 	piped.Add(int64(-n))
 	s.out.unpipe(n)
-	r.pipeOf.spliced.Add(int64(n))
 	if n == held {
 		s.state.pipes.back(r.pipe)
 		r.pipe, r.pipeOf = pipe{}, nil
+	}
+	if w != nil {
+		w.spliced.Add(int64(n))
+		w.teed(n)
+		if n == held && !w.src.relayed {
+			w.endMirrors()
+		}
 	}
 }
 
@@ -270,7 +290,11 @@ func (s *stream) dropPipe() {
 	if n := s.out.piped; n > 0 {
 		piped.Add(int64(-n))
 		s.out.piped = 0
+		w := s.rare.pipeOf
 		s.rare.pipe.close()
-		s.rare.pipe, s.rare.pipeOf = pipe{}, nil
+		s.rare.pipe, s.rare.pipeOf, s.rare.waiting = pipe{}, nil, false
+		if w != nil {
+			w.endMirrors()
+		}
 	}
 }

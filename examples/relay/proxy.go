@@ -14,6 +14,7 @@ type proxy struct {
 	to     string
 	mode   transport.RelayMode
 	log    *zap.Logger
+	mirror *mirrors // nil for none
 	totals totals
 }
 
@@ -27,24 +28,39 @@ func (p *proxy) HandleActive(c *pipeline.Context) error {
 		return ch.Pipeline().Add(pipeline.OnError(p.failed))
 	}}
 	dialer.DialThen(c, "tcp", p.to, func(target pipeline.Channel, err error) {
-		relay := &transport.Relay{Mode: p.mode}
-		if err == nil {
-			err = relay.Start(c, target)
-		}
 		if err != nil {
-			p.log.Warn("client refused", zap.Stringer("remote", c.Channel().RemoteAddr()), zap.Error(err))
-			if target != nil {
-				target.Close()
-			}
-			c.Close()
+			p.refuse(c, err)
 			return
 		}
-		p.totals.begin(relay)
-		c.Channel().Closed().Then(func(error) {
-			target.Closed().Then(func(error) { p.totals.end(relay) })
-		})
+		// Nor is there anybody for what the target says meanwhile.
+		target.SetAutoRead(false)
+		p.mirror.connect(c, p.log, func(mirrors []transport.Mirror) { p.relay(c, target, mirrors) })
 	})
 	return nil
+}
+
+// relay joins a client and its target.
+func (p *proxy) relay(c *pipeline.Context, target pipeline.Channel, mirrors []transport.Mirror) {
+	relay := &transport.Relay{Mode: p.mode, Mirrors: mirrors}
+	if err := relay.Start(c, target); err != nil {
+		target.Close()
+		for _, m := range mirrors {
+			if m.Channel != nil {
+				m.Channel.Close()
+			}
+		}
+		p.refuse(c, err)
+		return
+	}
+	p.totals.begin(relay)
+	c.Channel().Closed().Then(func(error) {
+		target.Closed().Then(func(error) { p.totals.end(relay) })
+	})
+}
+
+func (p *proxy) refuse(c *pipeline.Context, err error) {
+	p.log.Warn("client refused", zap.Stringer("remote", c.Channel().RemoteAddr()), zap.Error(err))
+	c.Close()
 }
 
 // HandleError implements pipeline.ErrorHandler.
@@ -86,12 +102,14 @@ func (t *totals) line() string {
 		s = add(s, r.Stats())
 	}
 	up, down := s.Up, s.Down
-	return fmt.Sprintf("relayed up=%d down=%d mirrored=0 dropped=0 splice=%d copy=%d",
-		up.Copied+up.Spliced, down.Copied+down.Spliced, up.Spliced+down.Spliced, up.Copied+down.Copied)
+	return fmt.Sprintf("relayed up=%d down=%d mirrored=%d dropped=%d splice=%d copy=%d",
+		up.Copied+up.Spliced, down.Copied+down.Spliced, s.Mirrored, s.Dropped, up.Spliced+down.Spliced, up.Copied+down.Copied)
 }
 
 func add(a, b transport.RelayStats) transport.RelayStats {
 	a.Up, a.Down = addWay(a.Up, b.Up), addWay(a.Down, b.Down)
+	a.Mirrored += b.Mirrored
+	a.Dropped += b.Dropped
 	return a
 }
 

@@ -57,3 +57,22 @@ func SetPipeSize(fd, n int) (int, error) {
 	size, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, n)
 	return size, failed("fcntl", err)
 }
+
+// SpliceToFile moves up to n bytes of a pipe, which holds as many, into a file at off. It
+// may sleep. Files that were opened with O_APPEND are refused: splice(2).
+func SpliceToFile(file, pipe int, off int64, n int) (int, error) {
+	if n < 0 || off < 0 {
+		return 0, failed("splice", unix.EINVAL)
+	}
+	for {
+		at := off
+		m, err := unix.Splice(pipe, nil, file, &at, n, unix.SPLICE_F_MOVE)
+		switch err {
+		case nil:
+			return int(m), nil
+		case unix.EINTR:
+		default:
+			return 0, failed("splice", err)
+		}
+	}
+}

@@ -273,6 +273,16 @@ func (s *Server) Ended() {
 	}
 }
 
+// Line returns the next line that the process prints, without its end.
+func (s *Server) Line() string {
+	s.t.Helper()
+	line, err := s.stdout.ReadString('\n') // bounded by the deadline of Start
+	if err != nil {
+		s.t.Fatalf("reading a line: got %q, %v", line, err)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
 // Dial connects to the server. All that is done on the connection is bounded by
 // Patience.
 func (s *Server) Dial() net.Conn {
