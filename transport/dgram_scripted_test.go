@@ -648,7 +648,7 @@ func TestDatagramAllocations(t *testing.T) {
 		return nil
 	}))
 	sent := 0
-	r.sock = &mirror{dgramScript: r.k, sent: &sent}
+	r.sock = &reflector{dgramScript: r.k, sent: &sent}
 	round := func() {
 		r.m.Ready(scriptFD, eventloop.EventRead)
 		r.m.Turn()
@@ -666,15 +666,15 @@ func TestDatagramAllocations(t *testing.T) {
 	}
 }
 
-// mirror is a socket that has a batch of datagrams to be read once in a while, and
+// reflector is a socket that has a batch of datagrams to be read once in a while, and
 // counts those that are sent.
-type mirror struct {
+type reflector struct {
 	*dgramScript
 	empty bool
 	sent  *int
 }
 
-func (m *mirror) receive(in *dgramSlots, n, _ int) (int, error) {
+func (m *reflector) receive(in *dgramSlots, n, _ int) (int, error) {
 	if m.empty = !m.empty; !m.empty {
 		return 0, sys.ErrAgain
 	}
@@ -686,7 +686,7 @@ func (m *mirror) receive(in *dgramSlots, n, _ int) (int, error) {
 	return n, nil
 }
 
-func (m *mirror) send(_ *dgramQueue, n int, _ *dgramParts) (int, error) {
+func (m *reflector) send(_ *dgramQueue, n int, _ *dgramParts) (int, error) {
 	*m.sent += n
 	return n, nil
 }
