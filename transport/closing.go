@@ -117,6 +117,7 @@ func (s *stream) closeNow(reset bool, reason error) {
 	for !s.dropQueue() {
 	}
 	s.dropPipe()
+	s.account()
 	waiting := s.out.takeWaiting()
 	var dial *connecting
 	if r := s.rare; r != nil {

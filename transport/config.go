@@ -22,6 +22,10 @@ type Config struct {
 	// with ErrSlowPeer. 0 means no limit.
 	MaxPending int
 
+	// Budget bounds what many channels have queued together. nil means the one that the
+	// process's channels share, of half of what buffer.Default may hold.
+	Budget *Budget
+
 	// ManualRead makes the channel read only when asked; by default it reads on its
 	// own.
 	ManualRead bool
@@ -104,6 +108,9 @@ func (c Config) check() (Config, error) {
 	}
 	if c.CloseTimeout == 0 {
 		c.CloseTimeout = defaultCloseTimeout
+	}
+	if c.Budget == nil {
+		c.Budget = &sharedBudget
 	}
 	return c, nil
 }

@@ -21,7 +21,8 @@ var (
 	// ErrTruncated is the cause of the error that tells of a datagram longer than
 	// Config.MaxDatagram, which was dropped.
 	ErrTruncated = errors.New("transport: datagram is too long")
-	// ErrSlowPeer is the reason of channels whose queue passed Config.MaxPending.
+	// ErrSlowPeer is the reason of channels whose queue passed Config.MaxPending, or was
+	// the longest when all together passed Config.Budget.
 	ErrSlowPeer = errors.New("transport: peer reads too slowly")
 	// ErrFileShrunk fails a file region whose file ended before the region did.
 	ErrFileShrunk = errors.New("transport: file is shorter than its region")

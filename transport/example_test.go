@@ -75,16 +75,15 @@ func ExampleDialer_DialThen() {
 	proxy := &transport.Server{Config: cfg, Init: func(front pipeline.Channel) error {
 		return front.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error {
 			d := &transport.Dialer{Config: cfg, Init: func(back pipeline.Channel) error {
-				return back.Pipeline().Add(&coupled{to: front})
+				return back.Pipeline().Add(&forward{to: front})
 			}}
 			d.DialThen(c, "tcp", to.LocalAddr().String(), func(back pipeline.Channel, err error) {
 				if err != nil {
 					front.Close()
 					return
 				}
-				_ = front.Pipeline().Add(&coupled{to: back})
-				front.SetAutoRead(true)
-				back.SetAutoRead(true)
+				_ = front.Pipeline().Add(&forward{to: back})
+				pipeline.Couple(front, back) // which begins to read
 			})
 			return nil
 		}))
@@ -116,21 +115,15 @@ func ExampleDialer_DialThen() {
 	// <nil> <nil>
 }
 
-// coupled is one end of a proxy: what it reads goes to the other end.
-type coupled struct{ to pipeline.Channel }
+// forward is one end of a proxy: what it reads goes to the other end.
+type forward struct{ to pipeline.Channel }
 
-func (h *coupled) HandleRead(_ *pipeline.Context, msg any) error {
+func (h *forward) HandleRead(_ *pipeline.Context, msg any) error {
 	h.to.Write(msg)
 	return nil
 }
 
-// HandleWritability stops the other end's reading while this one is full.
-func (h *coupled) HandleWritability(c *pipeline.Context) error {
-	h.to.SetAutoRead(c.Channel().Writable())
-	return nil
-}
-
-func (h *coupled) HandleEvent(c *pipeline.Context, ev any) error {
+func (h *forward) HandleEvent(c *pipeline.Context, ev any) error {
 	if _, ok := ev.(pipeline.InputShutdown); ok {
 		h.to.CloseWrite()
 		return nil
@@ -139,7 +132,7 @@ func (h *coupled) HandleEvent(c *pipeline.Context, ev any) error {
 	return nil
 }
 
-func (h *coupled) HandleInactive(*pipeline.Context) error {
+func (h *forward) HandleInactive(*pipeline.Context) error {
 	h.to.Close()
 	return nil
 }

@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"math"
+
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
@@ -43,11 +45,12 @@ type outbound struct {
 
 	charge int64 // pinned bytes, as the water marks count them
 
-	regions int32
 	gather  int32 // bytes for the next writev
 	merge   int32 // size of the next merge buffer
 	behind  int32 // entries behind the one that was last charged for its block, if that waits
 	piped   int32 // bytes in a pipe at the head, which leave before the entries
+	files   int32 // KiB of charge that are for regions, which pin no memory
+	regions int16 // at most maxRegions
 	merging bool  // the last entry is a merge buffer of ours
 }
 
@@ -56,6 +59,11 @@ type entry struct {
 	buf    *buffer.Buf
 	region *buffer.FileRegion
 	charge int64
+}
+
+// fileKiB is how much of the charge of a region is for its file.
+func (e *entry) fileKiB() int32 {
+	return int32(min((e.charge-entryCharge)>>10, math.MaxInt32/maxRegions))
 }
 
 // completion is a promise for the byte position at which its message ends.
@@ -85,6 +93,9 @@ func (o *outbound) passed(n int) {
 	o.queued += uint64(n)
 	o.sent += uint64(n)
 }
+
+// memory is how many bytes the queue pins, to a KiB for each region.
+func (o *outbound) memory() int64 { return o.charge - int64(o.files)<<10 }
 
 // addBuf queues b, which it takes over. p may be nil.
 func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allocator) {
@@ -189,6 +200,7 @@ func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high in
 	o.merging = false
 	e := entry{region: r, charge: min(n, high) + entryCharge}
 	o.charge += e.charge
+	o.files += e.fileKiB()
 	o.entries.push(e)
 	return true
 }
@@ -282,6 +294,9 @@ func (o *outbound) advance(n int64) {
 // drop takes the first entry out; its message is the caller's.
 func (o *outbound) drop(e *entry) {
 	o.charge -= e.charge
+	if e.region != nil {
+		o.files -= e.fileKiB()
+	}
 	*e = entry{}
 	o.entries.pop()
 	if o.entries.n == 0 {

@@ -198,6 +198,7 @@ func (s *stream) settle() {
 	if s.at == streamClosed {
 		return
 	}
+	s.account()
 	s.SetPending(s.out.charge)
 	if s.at == streamClosed || s.inOp() {
 		return
@@ -270,6 +271,9 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 	if s.cfg.MaxPending > 0 && s.out.charge > int64(s.cfg.MaxPending) {
 		s.fail("write", ErrSlowPeer)
 		return
+	}
+	if s.blocked || s.out.charge > s.HighWater() {
+		s.accountFrom(accountStep) // it is not about to leave
 	}
 	s.SetPending(s.out.charge)
 }

@@ -84,6 +84,7 @@ type rareState struct {
 	pipeOf     *way    // whose they are; nil for a mirror's
 	waiting    bool    // a mirror takes nothing of them, and holds them up
 	feeds      *mirror // whose sink the channel is
+	queued     *queued // part in the budget
 }
 
 func (s *stream) needRare() *rareState {
@@ -339,7 +340,11 @@ func (s *stream) readTurn(ending bool) {
 }
 
 // fitWaterMarks lets the default marks follow the receive buffer in use.
-func (s *stream) fitWaterMarks() { s.SetWaterMarks(s.cfg.waterMarks(s.recv.size())) }
+func (s *stream) fitWaterMarks() {
+	if r := s.rare; r == nil || r.queued == nil || !r.queued.squeezed {
+		s.SetWaterMarks(s.cfg.waterMarks(s.recv.size()))
+	}
+}
 
 // starve pauses reading for a moment: there is no memory to read into.
 func (s *stream) starve(err error) {
