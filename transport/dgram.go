@@ -434,12 +434,8 @@ func (c *dgramCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
 		p.Complete(&OpError{Op: "connect", Addr: remote, Err: errConnected})
 		return
 	}
-	left, ok := remote.(candidates)
-	if !ok {
-		left = candidates{remote}
-	}
 	var failure error
-	for _, addr := range left {
+	for _, addr := range candidatesOf(remote).addrs {
 		err := s.connectTo(addr, local)
 		if err == nil {
 			s.connectedNow(p)

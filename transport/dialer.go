@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/runnel-io/runnel/eventloop"
-	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -28,8 +27,9 @@ type Dialer struct {
 	Group *eventloop.Group
 	// LocalAddr is where the connection comes from. nil leaves it to the system.
 	LocalAddr net.Addr
-	// Timeout bounds the look-up and the connect, all addresses of a name together.
-	// 0 means 30 s; negative means no limit besides the context's.
+	// Timeout bounds the look-up and the connect, all addresses of a name together:
+	// while there are others left, one gets an equal part of the time, but 2 s at least
+	// if there is as much. 0 means 30 s; negative means no limit besides the context's.
 	Timeout time.Duration
 }
 
@@ -69,12 +69,13 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 		defer cancel()
 	}
 	addrs, err := resolve(ctx, network, addr)
+	if c := context.Cause(ctx); c != nil {
+		err = c
+	}
 	if err != nil {
-		if c := context.Cause(ctx); c != nil {
-			err = c
-		}
 		return nil, &OpError{Op: "connect", Err: err}
 	}
+	deadline, _ := ctx.Deadline()
 	g := d.Group
 	if g == nil {
 		if g, err = eventloop.Acquire(); err != nil {
@@ -83,7 +84,7 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 	}
 	s := newDialed(&cfg, network, g.Next())
 	result := make(chan error, 1)
-	if err := s.Loop().Execute(func() { d.connect(s, addrs, func(err error) { result <- err }) }); err != nil {
+	if err := s.Loop().Execute(func() { d.connect(s, addrs, deadline, func(err error) { result <- err }) }); err != nil {
 		g.Release()
 		return nil, &OpError{Op: "connect", Addr: addrs[0], Err: err}
 	}
@@ -110,88 +111,142 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 // the attempt ends when c's channel closes, with an error that matches
 // pipeline.ErrClosed. The new channel reads nothing before then has returned.
 func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(ch pipeline.Channel, err error)) {
-	cfg, err := d.Config.check()
-	if err != nil {
-		d.later(c, then, err)
+	x := &dialing{d: d, c: c, network: network, then: then, timeout: d.timeout()}
+	var err error
+	if x.cfg, err = d.Config.check(); err != nil {
+		x.tell(nil, err)
 		return
 	}
-	if addrs := literal(network, addr); addrs != nil {
-		d.dialLater(c, &cfg, network, addrs, then)
+	x.addrs = literal(network, addr)
+	var ctx context.Context
+	if x.addrs == nil {
+		ctx, x.cancel = context.WithCancelCause(c.Channel().Context())
+	}
+	start := time.Now()
+	if x.timeout > 0 {
+		x.timer = c.Loop().Schedule(x.timeout, x.timedOut)
+	}
+	if x.addrs != nil {
+		x.goOn()
 		return
 	}
-	c.Offload(func(ctx context.Context) (any, error) {
-		if t := d.timeout(); t > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, t, ErrConnectTimeout)
-			defer cancel()
+	// Not by Context.Offload: a look-up is nothing that other work has to wait for.
+	err = c.Loop().Offload().Submit(func() {
+		addrs, err := resolve(ctx, network, addr)
+		if c := context.Cause(ctx); c != nil {
+			err = c
 		}
-		return resolve(ctx, network, addr)
-	}, func(v any, err error) {
+		x.cancel(nil)
 		if err != nil {
-			then(nil, &OpError{Op: "connect", Err: err})
+			x.fail(&OpError{Op: "connect", Err: err})
 			return
 		}
-		d.dialLater(c, &cfg, network, v.([]net.Addr), then)
+		x.addrs = addrs
+		if x.timeout > 0 {
+			x.timeout = max(x.timeout-time.Since(start), 1)
+		}
+		x.goOn()
 	})
-}
-
-// dialLater has the loop connect in a task: c's handler may run on an executor.
-func (d *Dialer) dialLater(c *pipeline.Context, cfg *Config, network string, addrs []net.Addr, then func(pipeline.Channel, error)) {
-	if err := c.Loop().Execute(func() { d.dialOn(c, cfg, network, addrs, then) }); err != nil {
-		then(nil, err)
+	if err != nil {
+		x.cancel(nil)
+		x.fail(&OpError{Op: "connect", Err: err})
 	}
 }
 
-// later calls then with an error in a task, so that it never runs before DialThen
-// has returned.
-func (d *Dialer) later(c *pipeline.Context, then func(pipeline.Channel, error), err error) {
-	if c.Execute(func() { then(nil, err) }) != nil {
-		then(nil, err)
+// dialing is a DialThen under way. It is used by one goroutine after the other: the
+// handler's, the look-up's, the loop.
+type dialing struct {
+	d       *Dialer
+	c       *pipeline.Context
+	cfg     Config
+	network string
+	then    func(pipeline.Channel, error)
+	timeout time.Duration // what is left of it when the connect begins; none if not positive
+	timer   *eventloop.Timer
+	addrs   []net.Addr
+	cancel  context.CancelCauseFunc // ends the look-up; any goroutine
+
+	// Loop-only.
+	s    dialed // while it connects
+	late bool   // the time is over
+}
+
+// goOn has the loop connect in a task: c's handler may run on an executor.
+func (x *dialing) goOn() {
+	if err := x.c.Loop().Execute(x.connect); err != nil {
+		x.fail(&OpError{Op: "connect", Addr: x.addrs[0], Err: err})
 	}
 }
 
-// dialOn connects on c's loop. Loop-only.
-func (d *Dialer) dialOn(c *pipeline.Context, cfg *Config, network string, addrs []net.Addr, then func(pipeline.Channel, error)) {
-	if err := c.Channel().CloseReason(); err != nil {
-		d.later(c, then, &OpError{Op: "connect", Addr: addrs[0], Err: err})
+// timedOut ends what is under way. Loop-only.
+func (x *dialing) timedOut() {
+	x.late = true
+	switch {
+	case x.s != nil:
+		x.s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: x.addrs[0], Err: ErrConnectTimeout})
+	case x.cancel != nil:
+		x.cancel(ErrConnectTimeout)
+	}
+}
+
+// connect connects. Loop-only.
+func (x *dialing) connect() {
+	c := x.c
+	err := c.Channel().CloseReason()
+	if err == nil && x.late {
+		err = ErrConnectTimeout
+	}
+	if err != nil {
+		x.fail(&OpError{Op: "connect", Addr: x.addrs[0], Err: err})
 		return
 	}
-	c.Loop().Group().Hold()
-	s := newDialed(cfg, network, c.Loop())
-	s.setStarved(true) // until then has been called: what it does with the channel comes first
-	var timer *eventloop.Timer
-	if t := d.timeout(); t > 0 {
-		timer = c.Loop().Schedule(t, func() {
-			s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: addrs[0], Err: ErrConnectTimeout})
-		})
+	var deadline time.Time
+	if x.timeout > 0 {
+		deadline = c.Loop().Now().Add(x.timeout)
 	}
-	settled := false
+	c.Loop().Group().Hold()
+	s := newDialed(&x.cfg, x.network, c.Loop())
+	s.setStarved(true) // until then has been called: what it does with the channel comes first
+	x.s = s
 	// Not by Closed, which could not be told to forget it.
 	forget := context.AfterFunc(c.Channel().Context(), func() {
 		_ = c.Loop().Execute(func() {
-			if !settled {
-				s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: addrs[0], Err: c.Channel().CloseReason()})
+			if x.s != nil {
+				s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: x.addrs[0], Err: c.Channel().CloseReason()})
 			}
 		})
 	})
-	d.connect(s, addrs, func(err error) {
-		settled = true
+	x.d.connect(s, x.addrs, deadline, func(err error) {
+		x.s = nil
 		forget()
-		if timer != nil {
-			timer.Stop()
+		if err != nil {
+			x.fail(err)
+			return
 		}
-		tell := func() {
-			if err != nil {
-				then(nil, err)
-				return
-			}
-			defer s.feed()
-			then(s, nil)
-		}
-		if c.Execute(tell) != nil {
-			tell()
-		}
+		x.tell(s, nil)
 	})
+}
+
+// fail tells of the end of the attempt. Any goroutine.
+func (x *dialing) fail(err error) { x.tell(nil, err) }
+
+// tell calls then as the handler, in a task, so that it never runs before DialThen has
+// returned; when the loop has ended, here. Any goroutine.
+func (x *dialing) tell(s dialed, err error) {
+	if x.timer != nil {
+		x.timer.Stop()
+	}
+	then := func() {
+		if err != nil {
+			x.then(nil, err)
+			return
+		}
+		defer s.feed()
+		x.then(s, nil)
+	}
+	if x.c.Execute(then) != nil {
+		then()
+	}
 }
 
 // dialed is a channel that a Dialer makes.
@@ -217,9 +272,10 @@ func newDialed(cfg *Config, network string, loop *eventloop.Loop) dialed {
 	return newStream(cfg, loop, nil, -1)
 }
 
-// connect registers s and connects it. done is called once, on the loop: with nil
-// after HandleActive. Loop-only.
-func (d *Dialer) connect(s dialed, addrs []net.Addr, done func(error)) {
+// connect registers s and connects it, by the deadline if there is one, at which
+// somebody closes s. done is called once, on the loop: with nil after HandleActive.
+// Loop-only.
+func (d *Dialer) connect(s dialed, addrs []net.Addr, deadline time.Time, done func(error)) {
 	told := false
 	tell := func(err error) {
 		if !told {
@@ -245,7 +301,7 @@ func (d *Dialer) connect(s dialed, addrs []net.Addr, done func(error)) {
 		// it active.
 		s.onceActive(tell)
 	})
-	s.Pipeline().Connect(candidates(addrs), d.LocalAddr, p)
+	s.Pipeline().Connect(&candidates{addrs, deadline}, d.LocalAddr, p)
 }
 
 // connectClosed is the error of a connect whose channel has closed.
@@ -256,141 +312,6 @@ func connectClosed(s dialed, addr net.Addr) error {
 		return op
 	}
 	return &OpError{Op: "connect", Addr: addr, Err: reason}
-}
-
-// candidates are the addresses of one name, to be tried in turn. As a net.Addr, for
-// the handlers that see the connect, it is the first of them.
-type candidates []net.Addr
-
-func (c candidates) Network() string { return c[0].Network() }
-func (c candidates) String() string  { return c[0].String() }
-
-// connecting is a connect under way.
-type connecting struct {
-	left  []net.Addr // not tried yet
-	local net.Addr
-	p     *eventloop.Promise
-	err   error // of the first address that failed
-}
-
-// failed completes the promise when the channel closes while it connects.
-func (d *connecting) failed(reason error) {
-	if reason == nil {
-		reason = pipeline.ErrClosed
-	}
-	d.p.Complete(reason)
-}
-
-func (c *streamCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
-	s := (*stream)(c)
-	if s.at != streamNew || s.fd.fd >= 0 {
-		p.Complete(&OpError{Op: "connect", Addr: remote, Err: errConnected})
-		return
-	}
-	left, ok := remote.(candidates)
-	if !ok {
-		left = candidates{remote}
-	}
-	s.needRare().dial = &connecting{left: left, local: local, p: p}
-	s.at = streamConnecting
-	s.connectNext()
-}
-
-// connectNext tries the addresses that are left until one answers or has to be
-// waited for.
-func (s *stream) connectNext() {
-	d := s.rare.dial
-	for len(d.left) > 0 {
-		addr := d.left[0]
-		d.left = d.left[1:]
-		err := s.connectTo(addr)
-		switch {
-		case err == nil:
-			s.connected()
-			return
-		case err == sys.ErrInProgress:
-			s.updateInterest()
-			return
-		}
-		s.connectFailed(addr, err)
-	}
-	s.closeNow(false, d.err)
-}
-
-// onceActive implements dialed.
-func (s *stream) onceActive(f func(error)) {
-	if s.at == streamOpen {
-		f(nil) // a handler has held the promise back
-		return
-	}
-	s.needRare().dialed = f
-}
-
-// over implements dialed.
-func (s *stream) over() bool { return s.at == streamClosed }
-
-// connectTo starts to connect to one address.
-func (s *stream) connectTo(addr net.Addr) error {
-	fd, err := sys.Socket(addr)
-	if err != nil {
-		return err
-	}
-	s.remote.store(addr)
-	if err = s.cfg.apply(fd, addr); err == nil && s.rare.dial.local != nil {
-		err = sys.Bind(fd, s.rare.dial.local)
-	}
-	if err == nil {
-		s.reg, err = s.Loop().Register(fd, s)
-	}
-	if err != nil {
-		_ = sys.Close(fd)
-		return err
-	}
-	s.fd.fd = fd
-	return sys.Connect(fd, addr)
-}
-
-// connectFailed gives up one address. The first failure is the one reported.
-func (s *stream) connectFailed(addr net.Addr, err error) {
-	if s.rare.dial.err == nil {
-		s.rare.dial.err = &OpError{Op: "connect", Addr: addr, Err: err}
-	}
-	if s.reg != nil {
-		fd := s.fd.fd
-		s.reg.Close(func() { _ = sys.Close(fd) })
-		s.reg, s.fd.fd = nil, -1
-	}
-}
-
-// connectEnded is told that a connect that was waited for has ended.
-func (s *stream) connectEnded() {
-	if err := s.sock.socketError(); err != nil {
-		s.connectFailed(s.remote.load(), err)
-		s.connectNext()
-		return
-	}
-	s.connected()
-}
-
-// connected makes the channel active: the promise first, then the handlers.
-func (s *stream) connected() {
-	r := s.rare
-	p := r.dial.p
-	r.dial = nil
-	if a, err := sys.LocalAddr(s.fd.fd, s.remote.load().Network()); err == nil {
-		s.local.store(a)
-	}
-	s.at = streamNew
-	p.Complete(nil)
-	if s.at == streamNew {
-		s.opened()
-	}
-	if done := r.dialed; done != nil {
-		r.dialed = nil
-		if s.at != streamClosed {
-			done(nil)
-		}
-	}
 }
 
 // resolve finds the addresses of addr.

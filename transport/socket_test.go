@@ -321,7 +321,9 @@ func TestSeveralAddresses(t *testing.T) {
 	cfg, _ := d.Config.check()
 	s := newStream(&cfg, g.Next(), nil, -1)
 	result := make(chan error, 1)
-	s.Loop().Execute(func() { d.connect(s, []net.Addr{refused, refused, good}, func(err error) { result <- err }) })
+	s.Loop().Execute(func() {
+		d.connect(s, []net.Addr{refused, refused, good}, time.Time{}, func(err error) { result <- err })
+	})
 	if err := await(t, result, "the connection"); err != nil {
 		t.Fatal(err)
 	}
