@@ -3,7 +3,6 @@ package transport
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/runnel-io/runnel/eventloop"
@@ -21,9 +20,8 @@ func (s *server) shutdown(ctx context.Context) error {
 		s.closing = true
 		s.checkEmpty()
 	}
-	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
-	for _, l := range listeners {
+	for _, l := range s.allListeners() {
 		l.Abort(pipeline.CloseNow, ErrServerClosed)
 	}
 	// What they accept until their end is served like the others.

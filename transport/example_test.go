@@ -3,6 +3,10 @@ package transport_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/codec"
@@ -135,4 +139,41 @@ func (h *forward) HandleEvent(c *pipeline.Context, ev any) error {
 func (h *forward) HandleInactive(*pipeline.Context) error {
 	h.to.Close()
 	return nil
+}
+
+// A successor takes the listening sockets over: it is started with them, as sd_listen_fds(3)
+// says, and takes them by Inherited and ListenFile. When it is ready, this process is sent
+// SIGTERM and drains. Nobody is refused meanwhile.
+func ExampleServer_ListenerFiles() {
+	succeed := func(srv *transport.Server) error {
+		files, err := srv.ListenerFiles()
+		if err != nil {
+			return err
+		}
+		cmd := exec.Command(os.Args[0], os.Args[1:]...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.ExtraFiles = files // descriptors 3, 4, ...
+		cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(files)))
+		return cmd.Start()
+	}
+	serve := func(ctx context.Context, srv *transport.Server) error {
+		files, err := transport.Inherited()
+		if err != nil {
+			return err
+		}
+		if len(files) == 0 {
+			return srv.ListenAndServe(ctx, "tcp", "127.0.0.1:7000")
+		}
+		for _, f := range files {
+			if _, err := srv.ListenFile(f); err != nil {
+				return err
+			}
+			f.Close()
+		}
+		<-ctx.Done()
+		drain, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return srv.Shutdown(drain)
+	}
+	_, _ = succeed, serve
 }

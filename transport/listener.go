@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -37,6 +38,8 @@ type listener struct {
 	perLoop bool // what it accepts stays on its loop
 
 	full bool // guarded by srv.mu: to be told of the next free place
+
+	handedOver atomic.Bool // the socket, and its file, are also somebody else's
 
 	// Loop-only.
 	sock     acceptSocket
@@ -292,7 +295,7 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 		l.waiting = nil
 	}
 	end := func() {
-		unlink(l.local.load())
+		l.removeFile()
 		l.sock.close()
 		l.MarkClosed(reason)
 	}

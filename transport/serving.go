@@ -64,6 +64,13 @@ func (s *server) addListener(l *listener) bool {
 	return true
 }
 
+// allListeners returns the listeners that have not ended.
+func (s *server) allListeners() []*listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.listeners)
+}
+
 // add takes note of an accepted channel. It reports false when a drain has come to its
 // end.
 func (s *server) add(ch *stream) bool {
@@ -135,7 +142,7 @@ func (s *server) acquire() (*eventloop.Group, error) {
 // listen starts a listener, whose group is held for it. If that fails it is gone.
 func (s *server) listen(l *listener) (pipeline.Channel, error) {
 	lost := func() {
-		unlink(l.local.load())
+		l.removeFile()
 		l.sock.close()
 		l.Loop().Group().Release()
 	}

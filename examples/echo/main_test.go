@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -233,18 +234,18 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// A server that runs out of descriptors waits until there are some again.
-func TestOutOfDescriptors(t *testing.T) {
-	const limit = 24
-	s := process.StartLimited(t, limit, "-addr", "127.0.0.1:0", "-loops", "1")
+// At its limit of connections a server lets others wait until it is their turn.
+func TestMaxConns(t *testing.T) {
+	const limit = 10
+	s := process.Start(t, "-addr", "127.0.0.1:0", "-max-conns", "10")
 	var conns []net.Conn
 	for range 2 * limit {
 		conns = append(conns, s.Dial()) // the kernel takes them all
 	}
 	roundTrip(t, conns[0], "hello")
-	s.WaitLog("too many open files")
-	roundTrip(t, conns[0], "still there?")
+	s.WaitLog("as many connections as allowed")
 	for _, c := range conns[:limit] {
+		roundTrip(t, c, "still there?")
 		c.Close()
 	}
 	for _, c := range conns[limit:] {
@@ -282,6 +283,57 @@ func TestDatagrams(t *testing.T) {
 	_, stderr, status := process.Run(t, "-network", "udp", "-addr", s.Addr)
 	if status != 1 || !strings.Contains(stderr, "address already in use") {
 		t.Errorf("the same address again: got status %d, %q", status, stderr)
+	}
+	s.Stop()
+}
+
+// A server that runs out of descriptors serves those it has, and closes those it cannot
+// take, who would wait for nothing; when there are descriptors again it goes on.
+func TestOutOfDescriptors(t *testing.T) {
+	const limit = 24
+	s := process.StartLimited(t, limit, "-addr", "127.0.0.1:0", "-loops", "1")
+	var served, shed int
+	var conns []net.Conn
+	for range 2 * limit {
+		conns = append(conns, s.Dial()) // the kernel takes them all
+	}
+	s.WaitLog("too many open files")
+	for _, c := range conns {
+		p := []byte("x")
+		if _, err := c.Write(p); err == nil {
+			_, err = io.ReadFull(c, p)
+			if err == nil {
+				served++
+				continue
+			}
+			if err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("got %v, want a close or service", err)
+			}
+		}
+		shed++
+	}
+	if served < 5 || shed < limit {
+		t.Errorf("got %d served and %d closed of %d with %d descriptors", served, shed, len(conns), limit)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	for range 3 {
+		// It may not have seen the closes yet: then it closes this one, too.
+		for end := time.Now().Add(process.Patience); ; {
+			c := s.Dial()
+			_, err := c.Write([]byte("x"))
+			if err == nil {
+				_, err = io.ReadFull(c, make([]byte, 1))
+			}
+			c.Close()
+			if err == nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("with descriptors free again: %v", err)
+			}
+		}
 	}
 	s.Stop()
 }

@@ -110,6 +110,16 @@ func StartLimited(t testing.TB, n int, args ...string) *Server {
 	return start(t, exec.Command("/bin/sh", append([]string{"-c", script, program}, args...)...))
 }
 
+// StartOn is Start with a socket that listens already, as a service manager would pass
+// it.
+func StartOn(t testing.TB, l *os.File, args ...string) *Server {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.ExtraFiles = []*os.File{l}
+	cmd.Env = []string{"LISTEN_FDS=1"}
+	return start(t, cmd)
+}
+
 func start(t testing.TB, cmd *exec.Cmd) *Server {
 	t.Helper()
 	LinuxOnly(t)
@@ -157,7 +167,7 @@ func start(t testing.TB, cmd *exec.Cmd) *Server {
 func prepare(cmd *exec.Cmd) {
 	tieToParent(cmd)
 	// By default a program with the race detector sleeps for a second before it exits.
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")), cmd.Env...)
 }
 
 func pipe(t testing.TB) (r, w *os.File) {

@@ -40,7 +40,7 @@ type Command struct {
 
 	network, addr, poller string
 	datagrams             bool
-	loops                 int
+	loops, maxConns       int
 	drain                 time.Duration
 }
 
@@ -50,6 +50,7 @@ func New(name, addr string) *Command {
 	c.Flags.StringVar(&c.network, "network", "tcp", "`tcp` or unix")
 	c.Flags.StringVar(&c.addr, "addr", addr, "`address` to listen on: host:port (port 0 picks one), or the path of a Unix socket")
 	c.Flags.IntVar(&c.loops, "loops", 0, "number of event loops; 0 means one per processor that Go uses")
+	c.Flags.IntVar(&c.maxConns, "max-conns", 0, "connections served at a time, while others wait; 0 means no limit")
 	c.Flags.StringVar(&c.poller, "poller", "auto", "auto or epoll")
 	c.Flags.DurationVar(&c.drain, "drain", 5*time.Second, "how long queued writes may take to leave when the server is told to end")
 	return c
@@ -89,7 +90,15 @@ func (c *Command) run(args []string, setUp func() (*transport.Server, error)) (s
 		os.Exit(statusFailed)
 	}()
 
-	if err := srv.ListenAndServe(ctx, c.network, c.addr); err != nil {
+	// Whoever starts this program may listen for it: a service manager, or the one that
+	// it takes the place of.
+	files, err := transport.Inherited()
+	if err == nil && len(files) > 0 {
+		err = c.serveFiles(ctx, srv, files)
+	} else if err == nil {
+		err = srv.ListenAndServe(ctx, c.network, c.addr)
+	}
+	if err != nil {
 		return c.fail(statusFailed, err)
 	}
 	// All channels have closed: nothing here waits for a peer.
@@ -100,6 +109,24 @@ func (c *Command) run(args []string, setUp func() (*transport.Server, error)) (s
 		c.Log.Warn("buffers were not released", zap.Int64("count", n))
 	}
 	return 0
+}
+
+// serveFiles is ListenAndServe for sockets that listen already.
+func (c *Command) serveFiles(ctx context.Context, srv *transport.Server, files []*os.File) error {
+	for _, f := range files {
+		_, err := srv.ListenFile(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	drain, end := context.WithTimeout(context.Background(), c.drain)
+	defer end()
+	if err := srv.Shutdown(drain); err != nil {
+		c.Log.Warn("drain incomplete", zap.Error(err))
+	}
+	return nil
 }
 
 // server makes the server and its group.
@@ -128,6 +155,7 @@ func (c *Command) server(setUp func() (*transport.Server, error)) (*transport.Se
 	}
 	srv.Group = group
 	srv.Config.Logger = c.Log
+	srv.MaxConns = c.maxConns
 	srv.DrainTimeout = c.drain
 	if c.drain == 0 {
 		srv.DrainTimeout = -1 // in a Server 0 is the default, here it means 0

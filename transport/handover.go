@@ -1,0 +1,188 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// firstInherited is the first descriptor that is passed on, sd_listen_fds(3).
+const firstInherited = 3
+
+// Inherited returns the sockets that this process was started with by whoever listens
+// for it: a service manager, or the process that it takes the place of. It follows
+// sd_listen_fds(3): LISTEN_FDS says how many there are, from descriptor 3 on, and
+// LISTEN_FDNAMES, separated by colons, what they are called, which is the Name of the
+// files. LISTEN_PID must be this process if it is set; a predecessor need not know it.
+//
+// The variables are removed and the descriptors are not passed on to other children,
+// so that only the first call returns any. Without LISTEN_FDS there are none, and no
+// error. The files are the caller's to close, see [Server.ListenFile].
+func Inherited() ([]*os.File, error) {
+	names, err := listenNames(os.Getpid(), os.Getenv)
+	for _, v := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		err = errors.Join(err, os.Unsetenv(v))
+	}
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	for i, name := range names {
+		fd := firstInherited + i
+		if err := sys.CloseOnExec(fd); err != nil {
+			return nil, fmt.Errorf("transport: inherited descriptor %d: %w", fd, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	return files, nil
+}
+
+// maxInherited is more than anybody passes on: a number beyond it is a mistake.
+const maxInherited = 1 << 12
+
+// listenNames returns the names of the descriptors that the environment tells of.
+func listenNames(pid int, env func(string) string) ([]string, error) {
+	count := env("LISTEN_FDS")
+	if count == "" {
+		return nil, nil
+	}
+	if p := env("LISTEN_PID"); p != "" {
+		n, err := strconv.Atoi(p)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("transport: LISTEN_PID is %q", p)
+		}
+		if n != pid {
+			return nil, nil // for our parent
+		}
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 0 || n > maxInherited {
+		return nil, fmt.Errorf("transport: LISTEN_FDS is %q", count)
+	}
+	names := make([]string, n)
+	if s := env("LISTEN_FDNAMES"); s != "" {
+		copy(names, strings.Split(s, ":"))
+	}
+	for i := range names {
+		if names[i] == "" {
+			names[i] = "LISTEN_FD_" + strconv.Itoa(firstInherited+i)
+		}
+	}
+	return names, nil
+}
+
+// ListenFile is Listen for a stream socket that listens already, such as one of
+// Inherited. Its options are left as they are, but it does not block any more, for
+// everybody who shares it; the file of a Unix socket is not removed at the end. The
+// server uses a duplicate: f is the caller's to close.
+func (s *Server) ListenFile(f *os.File) (pipeline.Channel, error) {
+	if eventloop.WouldDeadlock() {
+		return nil, eventloop.ErrWouldDeadlock
+	}
+	s.setUp()
+	if s.err != nil {
+		return nil, s.err
+	}
+	if s.s.closed() {
+		return nil, ErrServerClosed
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, &OpError{Op: "listen", Err: err}
+	}
+	fd := -1
+	if e := raw.Control(func(n uintptr) { fd, err = sys.DupListener(int(n)) }); e != nil {
+		err = e
+	}
+	if err != nil {
+		return nil, &OpError{Op: "listen", Err: err}
+	}
+	local, err := sys.LocalAddr(fd, "")
+	if err == nil && local == nil {
+		err = errors.ErrUnsupported
+	}
+	if err != nil {
+		_ = sys.Close(fd)
+		return nil, &OpError{Op: "listen", Err: err}
+	}
+	g, err := s.s.acquire()
+	if err != nil {
+		_ = sys.Close(fd)
+		return nil, &OpError{Op: "listen", Addr: local, Err: err}
+	}
+	l := newListener(s.s, g.Next(), fd, local)
+	l.handedOver.Store(true)
+	return s.s.listen(l)
+}
+
+// ListenerFiles returns duplicates of the server's listening sockets, in the order in
+// which they began to listen, for a process that takes this one's place; with PerLoop,
+// all of each address. Both may accept from then on, until this server shuts down, and
+// nobody who connects meanwhile is refused or lost. The files of Unix sockets, which
+// are the successor's now, are not removed when the listeners close. The files are the
+// caller's to close. It must not be called on a loop.
+func (s *Server) ListenerFiles() ([]*os.File, error) {
+	if eventloop.WouldDeadlock() {
+		return nil, eventloop.ErrWouldDeadlock
+	}
+	s.setUp()
+	if s.err != nil {
+		return nil, s.err
+	}
+	var files []*os.File
+	for _, l := range s.s.allListeners() {
+		f, err := l.dup()
+		if err != nil {
+			for _, f := range files {
+				_ = f.Close()
+			}
+			return nil, err
+		}
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	return files, nil
+}
+
+// dup returns a duplicate of the listening socket, or nil if it has closed. Off the
+// loop, which alone knows that the descriptor is still this socket's.
+func (l *listener) dup() (*os.File, error) {
+	var (
+		addr = l.local.load()
+		fd   = -1
+		err  error
+		done = make(chan struct{})
+	)
+	if l.Loop().Execute(func() {
+		defer close(done)
+		if !l.done {
+			if fd, err = sys.DupListener(l.fd); err == nil {
+				l.handedOver.Store(true)
+			}
+		}
+	}) != nil {
+		return nil, nil // the loop has ended, and the listener with it
+	}
+	<-done
+	if err != nil {
+		return nil, &OpError{Op: "listen", Addr: addr, Err: err}
+	}
+	if fd < 0 {
+		return nil, nil
+	}
+	return os.NewFile(uintptr(fd), addr.Network()+"://"+addr.String()), nil
+}
+
+// removeFile removes the file of a Unix socket, unless it is somebody else's.
+func (l *listener) removeFile() {
+	if !l.handedOver.Load() {
+		unlink(l.local.load())
+	}
+}

@@ -1,0 +1,282 @@
+//go:build linux
+
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+func TestListenNames(t *testing.T) {
+	const pid = 42
+	tests := []struct {
+		name            string
+		pid, fds, names string
+		want            []string
+		fails           bool
+	}{
+		{name: "nothing"},
+		{name: "two", pid: "42", fds: "2", want: []string{"LISTEN_FD_3", "LISTEN_FD_4"}},
+		{name: "without a process", fds: "1", want: []string{"LISTEN_FD_3"}},
+		{name: "names", pid: "42", fds: "2", names: "http:admin", want: []string{"http", "admin"}},
+		{name: "fewer names", fds: "2", names: "http", want: []string{"http", "LISTEN_FD_4"}},
+		{name: "an empty name", fds: "2", names: ":admin", want: []string{"LISTEN_FD_3", "admin"}},
+		{name: "more names", fds: "1", names: "a:b:c", want: []string{"a"}},
+		{name: "none", pid: "42", fds: "0"},
+		{name: "for another process", pid: "41", fds: "2"},
+		{name: "for another process, and wrong", pid: "41", fds: "x"},
+		{name: "bad process", pid: "me", fds: "2", fails: true},
+		{name: "negative process", pid: "-42", fds: "2", fails: true},
+		{name: "no number", fds: "two", fails: true},
+		{name: "negative", fds: "-1", fails: true},
+		{name: "too many", fds: "5000", fails: true},
+		{name: "no such number", fds: "99999999999999999999", fails: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := listenNames(pid, func(name string) string {
+				return map[string]string{"LISTEN_PID": tt.pid, "LISTEN_FDS": tt.fds, "LISTEN_FDNAMES": tt.names}[name]
+			})
+			if (err != nil) != tt.fails || !slices.Equal(got, tt.want) {
+				t.Errorf("got %v, %v; want %v, error %v", got, err, tt.want, tt.fails)
+			}
+		})
+	}
+}
+
+// TestSuccessor is the program that the tests below start in this one's place.
+func TestSuccessor(t *testing.T) {
+	if os.Getenv("RUNNEL_TEST_SUCCESSOR") == "" {
+		t.Skip("for other tests")
+	}
+	files, err := Inherited()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		if s, ok := os.LookupEnv(v); ok {
+			t.Errorf("%s is still set, to %q", v, s)
+		}
+	}
+	if again, err := Inherited(); len(again) != 0 || err != nil {
+		t.Errorf("the second time: got %v, %v; want none", again, err)
+	}
+	srv := &Server{Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
+		c.Write("successor")
+		c.Close()
+		return nil
+	}))}
+	for _, f := range files {
+		raw, _ := f.SyscallConn()
+		_ = raw.Control(func(fd uintptr) {
+			if flags, _, e := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFD, 0); e != 0 || flags&syscall.FD_CLOEXEC == 0 {
+				t.Errorf("%s would be passed on to children", f.Name())
+			}
+		})
+		l, err := srv.ListenFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		fmt.Printf("%s at %s\n", f.Name(), l.LocalAddr())
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test says so
+	if err := srv.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// succeed starts a successor with the listening sockets of srv. end ends it.
+func succeed(t *testing.T, srv *Server, env ...string) (said []string, end func()) {
+	t.Helper()
+	files, err := srv.ListenerFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestSuccessor$")
+	cmd.ExtraFiles = files
+	cmd.Env = append(os.Environ(), "RUNNEL_TEST_SUCCESSOR=1", "LISTEN_FDS="+strconv.Itoa(len(files)))
+	cmd.Env = append(cmd.Env, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	var all strings.Builder
+	for buf := make([]byte, 1); !strings.HasSuffix(all.String(), "ready\n"); {
+		if _, err := out.Read(buf); err != nil {
+			t.Fatalf("the successor said %q, then %v", all.String(), err)
+		}
+		all.Write(buf)
+	}
+	return strings.Split(strings.TrimSpace(all.String()), "\n"), sync.OnceFunc(func() {
+		in.Close()
+		rest, _ := io.ReadAll(out)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the successor: %v, %s", err, rest)
+		}
+	})
+}
+
+// A process passes its listening sockets on to its successor; from the first moment that
+// both accept until long after the first has ended, nobody is refused and nobody lost,
+// and the file of a Unix socket stays.
+func TestHandOver(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			addr := anyAddr(t, network)
+			srv := &Server{Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
+				c.Write("first")
+				c.Close()
+				return nil
+			}))}
+			l, err := srv.Listen(context.Background(), network, addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := l.LocalAddr()
+			ask := func() string {
+				nc, err := net.DialTimeout(a.Network(), a.String(), patience)
+				if err != nil {
+					t.Errorf("refused: %v", err)
+					return ""
+				}
+				defer nc.Close()
+				nc.SetDeadline(time.Now().Add(patience))
+				got, err := io.ReadAll(nc)
+				if err != nil || string(got) != "first" && string(got) != "successor" {
+					t.Errorf("lost: got %q, %v", got, err)
+				}
+				return string(got)
+			}
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							ask()
+						}
+					}
+				})
+			}
+			said, end := succeed(t, srv)
+			defer end()
+			if want := "LISTEN_FD_3 at " + a.String(); said[0] != want {
+				t.Errorf("the successor said %q, want %q", said[0], want)
+			}
+			for range 50 {
+				ask()
+			}
+			if err := srv.Shutdown(context.Background()); err != nil {
+				t.Error(err)
+			}
+			for range 50 {
+				if got := ask(); got != "successor" {
+					t.Errorf("after the end of the first: got %q", got)
+				}
+			}
+			close(stop)
+			wg.Wait()
+			if network == "unix" {
+				if _, err := os.Stat(addr); err != nil {
+					t.Errorf("the socket's file is gone: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// All addresses are handed over, with PerLoop all sockets of each, under the names that
+// the predecessor gives them.
+func TestHandOverOfSeveral(t *testing.T) {
+	g := newGroup(t, eventloop.GroupConfig{Loops: 2})
+	srv := &Server{Group: g, PerLoop: true}
+	a := serve(t, srv, "tcp", "127.0.0.1:0").LocalAddr().String()
+	closed := serve(t, srv, "tcp", "127.0.0.1:0")
+	b := serve(t, srv, "unix", anyAddr(t, "unix")).LocalAddr().String()
+	closed.Close()
+	await(t, closed.Closed().Done(), "the close")
+	said, end := succeed(t, srv, "LISTEN_FDNAMES=web:web:admin")
+	end()
+	if want := []string{"web at " + a, "web at " + a, "admin at " + b, "ready"}; !slices.Equal(said, want) {
+		t.Errorf("got %q, want %q", said, want)
+	}
+}
+
+func TestListenFileErrors(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, network := range []string{"udp", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			var f *os.File
+			if network == "udp" {
+				pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer pc.Close()
+				f, err = pc.(*net.UDPConn).File()
+				if err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				l := serve(t, &Server{}, "tcp", "127.0.0.1:0")
+				var err error
+				if f, err = dialNet(t, l).(*net.TCPConn).File(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer f.Close()
+			var op *OpError
+			if _, err := new(Server).ListenFile(f); !errors.As(err, &op) || op.Op != "listen" || !errors.Is(err, syscall.EINVAL) {
+				t.Errorf("got %v, want a listen *OpError of EINVAL", err)
+			}
+		})
+	}
+	if _, err := new(Server).ListenFile(null); err == nil {
+		t.Error("no socket: got nil, want an error")
+	}
+	srv := new(Server)
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := srv.ListenFile(null); err != ErrServerClosed {
+		t.Errorf("after Shutdown: got %v, want ErrServerClosed", err)
+	}
+	if files, err := srv.ListenerFiles(); len(files) != 0 || err != nil {
+		t.Errorf("files of no listener: got %v, %v; want none", files, err)
+	}
+}
