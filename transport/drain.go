@@ -27,17 +27,17 @@ func (s *server) shutdown(ctx context.Context) error {
 	// What they accept until their end is served like the others.
 	select {
 	case <-s.deaf:
-		for _, ch := range s.open() {
-			_ = ch.Loop().Submit((*drainTask)(ch)) // a loop that has ended has closed it
-		}
-		for _, ch := range s.openDgrams() {
-			_ = ch.Loop().Submit((*dgramDrain)(ch))
-		}
-		select {
-		case <-s.empty:
-			return nil
-		case <-ctx.Done():
-		}
+	case <-ctx.Done():
+	}
+	for _, ch := range s.open() {
+		_ = ch.Loop().Submit((*drainTask)(ch)) // a loop that has ended has closed it
+	}
+	for _, ch := range s.openDgrams() {
+		_ = ch.Loop().Submit((*dgramDrain)(ch))
+	}
+	select {
+	case <-s.empty:
+		return nil
 	case <-ctx.Done():
 	}
 	s.mu.Lock()

@@ -260,7 +260,8 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 		s.Pipeline().FailWrite(p, &OpError{Op: "write", Addr: s.remote.load(), Err: err})
 		return
 	}
-	if s.out.charge > s.HighWater() && !s.cfg.ManualFlush && !s.inFlush && !s.blocked {
+	over := s.out.charge > s.HighWater()
+	if over && !s.cfg.ManualFlush && !s.inFlush && !s.blocked {
 		// Only what the socket does not take is judged.
 		s.flushTo = s.out.queued
 		s.flush()
@@ -272,7 +273,7 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 		s.fail("write", ErrSlowPeer)
 		return
 	}
-	if s.blocked || s.out.charge > s.HighWater() {
+	if s.blocked || over {
 		s.accountFrom(accountStep) // it is not about to leave
 	}
 	s.SetPending(s.out.charge)

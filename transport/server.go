@@ -35,7 +35,8 @@ type Server struct {
 	// Config is that of accepted channels, and of those of datagrams.
 	Config Config
 	// Group runs the channels. nil means a default that all servers and dialers
-	// share, which starts with its first channel and ends after its last.
+	// share, which starts with its first channel and ends after its last. One that
+	// chooses by hash has all TCP connections from one address on one loop.
 	Group *eventloop.Group
 	// Backlog bounds the connections that wait to be accepted. 0 means 4,096; the
 	// system's limit applies (/proc/sys/net/core/somaxconn).

@@ -182,7 +182,7 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 			s.unreserve()
 			return nil
 		}
-		loop = g.Next()
+		loop = nextLoop(g, remote)
 	}
 	if err := s.cfg.apply(fd, l.local.load()); err != nil {
 		// The peer may be gone already.
@@ -199,6 +199,20 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 		return nil
 	}
 	return ch
+}
+
+// nextLoop returns a loop of g for a connection from remote: for a group that chooses
+// by hash, the same for all connections from one address.
+func nextLoop(g *eventloop.Group, remote net.Addr) *eventloop.Loop {
+	tcp, ok := remote.(*net.TCPAddr)
+	if !ok {
+		return g.Next() // the ends of Unix sockets have no names
+	}
+	hash := uint64(14695981039346656037) // FNV-1a
+	for _, b := range tcp.IP {
+		hash = (hash ^ uint64(b)) * 1099511628211
+	}
+	return g.NextFor(hash)
 }
 
 // adopt is the last handler of a listener: it starts accepted channels.

@@ -126,6 +126,36 @@ func TestPerLoopFails(t *testing.T) {
 	}
 }
 
+// A group that chooses by hash has the connections of one client on one loop.
+func TestLoopByAddress(t *testing.T) {
+	g := newGroup(t, eventloop.GroupConfig{Loops: 4, Choose: eventloop.ByHash})
+	used := make(chan *eventloop.Loop, 1)
+	l := serve(t, &Server{Group: g, Init: func(ch pipeline.Channel) error { used <- ch.Loop(); return nil }}, "tcp", "127.0.0.1:0")
+	all := make(map[*eventloop.Loop]bool)
+	for client := range 32 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(client+1))}}
+		var first *eventloop.Loop
+		for range 3 {
+			nc, err := d.Dial("tcp", l.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			loop := await(t, used, "a channel")
+			nc.Close()
+			if first == nil {
+				first = loop
+			}
+			if loop != first {
+				t.Errorf("client %d: its connections are on several loops", client)
+			}
+		}
+		all[first] = true
+	}
+	if len(all) != 4 {
+		t.Errorf("32 clients came to %d of 4 loops", len(all))
+	}
+}
+
 // One server may listen in several places; a Shutdown is that of all, and none of
 // their ListenAndServe takes it for an error.
 func TestSeveralAddressesServed(t *testing.T) {
