@@ -21,7 +21,8 @@ import (
 // Channels whose peers take what is written do not come into it.
 //
 // A buffer that waits in several queues counts in each. A file region counts nothing,
-// and neither does what other goroutines have written and the loop has not seen yet.
+// and neither does what other goroutines have written and the loop has not seen yet, nor
+// the queue of a channel of datagrams, which waits for no peer.
 //
 // The fields are read when the first channel uses the Budget.
 //

@@ -431,6 +431,7 @@ func TestListenAndServe(t *testing.T) {
 		t.Errorf("got parent %v, %v to %v; want %v, %v to %v", ch.Parent(), ch.LocalAddr(), ch.RemoteAddr(),
 			listening, nc.RemoteAddr(), nc.LocalAddr())
 	}
+	roundTrip(t, nc) // else the drain waits a second for the first words
 	cancel()
 	if err := await(t, served, "the end of the server"); err != nil {
 		t.Errorf("got %v, want nil", err)
