@@ -265,4 +265,9 @@ func TestSemantics4_1_AutoRead(t *testing.T) {
 	if got := manual.ReadRequests(); got != 1 {
 		t.Errorf("SetAutoRead from another goroutine: got %d requests, want 1", got)
 	}
+	early := newChannel(t, embedded.Config{ManualRead: true, Inactive: true})
+	early.Do(early.Read)
+	if got := early.ReadRequests(); got != 1 {
+		t.Errorf("Read before the channel is active: got %d requests, want 1", got)
+	}
 }

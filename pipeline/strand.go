@@ -218,9 +218,9 @@ func (b *Base) holdReading(on bool) {
 }
 
 // requestRead asks the Core for a turn of reading, or takes note of it while reading is
-// held up. Loop-only.
+// held up. Before the channel is active the Core takes note of it. Loop-only.
 func (b *Base) requestRead() {
-	if b.life != active {
+	if b.life.is(fresh) || b.life.is(closed) {
 		return
 	}
 	if r := b.offloads(); r != nil && r.holds > 0 {
