@@ -916,6 +916,36 @@ func TestHangupWhilePausedIsReadLater(t *testing.T) {
 	r.wantLog("complete", "inactive", "unregistered")
 }
 
+// A half-closed channel whose peer goes away altogether, or resets, has nothing left to
+// wait for: nobody would read or write and so find out.
+func TestGoneWhileHalfClosed(t *testing.T) {
+	const gone = eventloop.EventHangup | eventloop.EventReadHangup
+	for _, tt := range []struct {
+		name   string
+		err    error
+		ev     eventloop.Event
+		want   []string
+		reason error
+	}{
+		{"closed", nil, gone, []string{"inactive", "unregistered"}, io.EOF},
+		{"reset", os.NewSyscallError("connect", syscall.EPIPE), gone | eventloop.EventError,
+			[]string{"error transport: write: broken pipe", "inactive", "unregistered"}, syscall.EPIPE},
+		{"an error that is none", nil, eventloop.EventError, nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, rigConfig{Config: Config{HalfClose: true}})
+			r.readable(readStep{eof: true})
+			r.log = nil
+			r.k.pending = tt.err
+			r.ready(tt.ev)
+			r.wantLog(tt.want...)
+			if got := r.CloseReason(); !errors.Is(got, tt.reason) {
+				t.Errorf("close reason: got %v, want %v", got, tt.reason)
+			}
+		})
+	}
+}
+
 // Reading pauses while the pool is close to its limit, and goes on.
 func TestStarvedReads(t *testing.T) {
 	pool, err := buffer.NewPool(buffer.PoolConfig{Limit: 4 << 20})

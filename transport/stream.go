@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"io"
 	"net"
 	"runtime/debug"
@@ -217,11 +218,29 @@ func (s *stream) ready(ev eventloop.Event) {
 			s.readTurn(ev&(eventloop.EventReadHangup|broken) != 0)
 		}
 	}
-	if ev&broken != 0 && !s.wantsInput() && !s.blocked {
+	if ev&broken != 0 && !s.wantsInput() && !s.blocked && !s.gone(ev) {
 		// It cannot be masked and nobody can do anything about it now: the descriptor
 		// leaves the poller until there is something to read or to write again.
 		s.hangup = true
 	}
+}
+
+// gone closes a channel that has read all that there was and whose peer takes nothing
+// any more, and reports whether it is so. Nothing else would tell: it does not read,
+// and it may never write.
+func (s *stream) gone(ev eventloop.Event) bool {
+	if s.at != streamOpen || !s.inputShut || s.inOp() {
+		return false
+	}
+	if err := s.sock.socketError(); err != nil {
+		if e := errors.Unwrap(err); e != nil {
+			err = e // the errno alone: it is of no call
+		}
+		s.fail("write", err)
+	} else if ev&eventloop.EventHangup != 0 {
+		s.closeNow(false, io.EOF)
+	}
+	return s.at == streamClosed
 }
 
 // reading reports whether the channel is to read for its handlers.
