@@ -10,7 +10,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// lingerCheck is how often a lingering channel looks whether it still has to.
+// lingerCheck is how often channels that linger look whether they still have to. All
+// those of a loop look in the same turn.
 const lingerCheck = 100 * time.Millisecond
 
 // shutdownOutput closes the sending side: the queue has left.
@@ -82,7 +83,11 @@ func (s *stream) armCloseTimer() {
 	r.closeSent = s.out.sent
 	d := s.cfg.CloseTimeout
 	if s.at == streamLingering {
-		d = min(d, lingerCheck)
+		now := s.Loop().Now()
+		d = r.lingerEnd.Sub(now)
+		if !r.heard { // else only the peer's end counts, which is an event
+			d = min(d, now.Truncate(lingerCheck).Add(lingerCheck).Sub(now))
+		}
 	}
 	r.closeTimer = s.Loop().Schedule(d, s.closeTimedOut)
 }

@@ -613,6 +613,43 @@ func TestLingeringEndsWithTheAcknowledgement(t *testing.T) {
 	}
 }
 
+// Channels that linger look at the same moments, however far apart they were closed,
+// and one whose peer has spoken does not look at all: it waits for the end.
+func TestLingeringLooksSeldom(t *testing.T) {
+	for _, heard := range []bool{false, true} {
+		r := newRig(t, rigConfig{Config: Config{CloseTimeout: time.Minute}})
+		r.m.Advance(lingerCheck / 4)
+		r.k.left = true
+		r.m.Turn() // the loop's clock is that of the turn
+		r.do(r.Close)
+		if heard {
+			r.readable(readStep{data: "x"})
+		}
+		fired := func(d time.Duration) int {
+			before := r.Loop().Metrics().TimersFired
+			r.m.Advance(d)
+			return int(r.Loop().Metrics().TimersFired - before)
+		}
+		if n := fired(lingerCheck*3/4 - 10); n != 0 {
+			t.Errorf("heard %v: got %d looks before their time, want 0", heard, n)
+		}
+		if n := fired(10); n != 1 {
+			t.Errorf("heard %v: got %d looks at their time, want 1", heard, n)
+		}
+		want := 100
+		if heard {
+			want = 0
+		}
+		if n := fired(100 * lingerCheck); n != want {
+			t.Errorf("heard %v: got %d looks, want %d", heard, n, want)
+		}
+		r.m.Advance(time.Minute)
+		if r.k.closes != 1 {
+			t.Errorf("heard %v: still open after CloseTimeout", heard)
+		}
+	}
+}
+
 func TestReset(t *testing.T) {
 	r := newRig(t, rigConfig{})
 	r.log = nil
