@@ -2,9 +2,11 @@
 // are connected and silent, and timers that are armed and not due.
 //
 //	go run ./idle
+//	go run ./idle -states
 //
 // It exits with status 1 when there are more than -max turns a second, or any
-// callback at all.
+// callback at all. With -states it does so for channels that wait in other ways, from
+// half-closed to closing with linger, 100 in each state; there timers may fire.
 package main
 
 import (
@@ -33,7 +35,23 @@ func main() {
 	timers := flag.Int("timers", 100_000, "timers")
 	duration := flag.Duration("duration", 10*time.Second, "how long to watch")
 	limit := flag.Float64("max", 20, "exit with status 1 when there are more `turns` a second in all loops together")
+	inStates := flag.Bool("states", false, "watch channels in each state in which one may wait, for 2 s or -duration each")
 	flag.Parse()
+	if *inStates {
+		set := map[string]bool{}
+		flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		if !set["conns"] {
+			*conns = 100
+		}
+		if !set["duration"] {
+			*duration = 2 * time.Second
+		}
+		if err := runStates(*conns, *duration, *limit); err != nil {
+			fmt.Fprintln(os.Stderr, "idle:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*loops, *conns, *timers, *duration, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "idle:", err)
 		os.Exit(1)
