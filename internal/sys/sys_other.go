@@ -46,64 +46,59 @@ func (e *EpollEvent) Data() uint64 { return e.data }
 
 // The functions below are described in the files for Linux.
 
-func Features() FeatureSet                                       { return FeatureSet{} }
-func Read(fd int, p []byte) (int, error)                         { return 0, errUnsupported }
-func Readv(fd int, parts []Iovec) (int, error)                   { return 0, errUnsupported }
-func Write(fd int, p []byte) (int, error)                        { return 0, errUnsupported }
-func WriteSlow(fd int, p []byte) (int, error)                    { return 0, errUnsupported }
-func Writev(fd int, parts []Iovec) (int, error)                  { return 0, errUnsupported }
-func WritevSlow(fd int, parts []Iovec) (int, error)              { return 0, errUnsupported }
-func Sendmsg(fd int, parts []Iovec, flags int) (int, error)      { return 0, errUnsupported }
-func Pipe() (r, w int, err error)                                { return -1, -1, errUnsupported }
-func Close(fd int) error                                         { return errUnsupported }
-func Splice(out, in, n int) (int, error)                         { return 0, errUnsupported }
-func Tee(out, in, n int) (int, error)                            { return 0, errUnsupported }
-func PipeSize(fd int) (int, error)                               { return 0, errUnsupported }
-func SetPipeSize(fd, n int) (int, error)                         { return 0, errUnsupported }
-func SpliceToFile(file, pipe int, off int64, n int) (int, error) { return 0, errUnsupported }
-func ReadFile(fd int, p []byte, off int64) (int, error)          { return 0, errUnsupported }
-func Sendfile(out, in int, off int64, n int) (int, error)        { return 0, errUnsupported }
-func Cached(fd int, off int64) (bool, error)                     { return false, errUnsupported }
-func OpenDir(path string) (int, error)                           { return -1, errUnsupported }
-func OpenBeneath(dir int, path string, c bool) (int, error)      { return -1, errUnsupported }
-func EpollCreate() (int, error)                                  { return -1, errUnsupported }
-func EpollAdd(epfd, fd int, events uint32, data uint64) error    { return errUnsupported }
-func EpollMod(epfd, fd int, events uint32, data uint64) error    { return errUnsupported }
-func EpollDel(epfd, fd int) error                                { return errUnsupported }
-func EpollWait(epfd int, e []EpollEvent, ms int) (int, error)    { return 0, errUnsupported }
-func Eventfd() (int, error)                                      { return -1, errUnsupported }
-func EventfdWrite(fd int) error                                  { return errUnsupported }
-func EventfdRead(fd int) error                                   { return errUnsupported }
-func Reserve(n uintptr) (unsafe.Pointer, error)                  { return nil, errUnsupported }
-func Commit(p unsafe.Pointer, n uintptr) error                   { return errUnsupported }
-func HugePages(p unsafe.Pointer, n uintptr) error                { return errUnsupported }
-func Decommit(p unsafe.Pointer, n uintptr) error                 { return errUnsupported }
-func MapFile(fd int, off int64, n int) ([]byte, error)           { return nil, errUnsupported }
-func Unmap(b []byte) error                                       { return errUnsupported }
-func Advise(b []byte, advice int) error                          { return errUnsupported }
-func MemoryLimit() int64                                         { return 0 }
-func Socket(addr net.Addr) (int, error)                          { return -1, errUnsupported }
-func Bind(fd int, addr net.Addr) error                           { return errUnsupported }
-func Listen(fd, backlog int) error                               { return errUnsupported }
-func Connect(fd int, addr net.Addr) error                        { return errUnsupported }
-func Accept(fd int) (int, net.Addr, error)                       { return -1, nil, errUnsupported }
-func LocalAddr(fd int, network string) (net.Addr, error)         { return nil, errUnsupported }
-func RemoteAddr(fd int, network string) (net.Addr, error)        { return nil, errUnsupported }
-func SocketError(fd int) error                                   { return errUnsupported }
-func SetNoDelay(fd int, on bool) error                           { return errUnsupported }
-func SetReuseAddr(fd int, on bool) error                         { return errUnsupported }
-func SetReusePort(fd int, on bool) error                         { return errUnsupported }
-func SetIPv6Only(fd int, on bool) error                          { return errUnsupported }
-func SetSendBuffer(fd, n int) error                              { return errUnsupported }
-func SendBuffer(fd int) (int, error)                             { return 0, errUnsupported }
-func SetRecvBuffer(fd, n int) error                              { return errUnsupported }
-func RecvBuffer(fd int) (int, error)                             { return 0, errUnsupported }
-func SetLinger(fd, seconds int) error                            { return errUnsupported }
-func SetUserTimeout(fd int, d time.Duration) error               { return errUnsupported }
-func ShutdownRead(fd int) error                                  { return errUnsupported }
-func ShutdownWrite(fd int) error                                 { return errUnsupported }
-func Unread(fd int) (int, error)                                 { return 0, errUnsupported }
-func Unsent(fd int) (int, error)                                 { return 0, errUnsupported }
+func Features() FeatureSet                                    { return FeatureSet{} }
+func Read(fd int, p []byte) (int, error)                      { return 0, errUnsupported }
+func Readv(fd int, parts []Iovec) (int, error)                { return 0, errUnsupported }
+func Write(fd int, p []byte) (int, error)                     { return 0, errUnsupported }
+func WriteSlow(fd int, p []byte) (int, error)                 { return 0, errUnsupported }
+func Writev(fd int, parts []Iovec) (int, error)               { return 0, errUnsupported }
+func WritevSlow(fd int, parts []Iovec) (int, error)           { return 0, errUnsupported }
+func Sendmsg(fd int, parts []Iovec, flags int) (int, error)   { return 0, errUnsupported }
+func Pipe() (r, w int, err error)                             { return -1, -1, errUnsupported }
+func Close(fd int) error                                      { return errUnsupported }
+func ReadFile(fd int, p []byte, off int64) (int, error)       { return 0, errUnsupported }
+func Sendfile(out, in int, off int64, n int) (int, error)     { return 0, errUnsupported }
+func Cached(fd int, off int64) (bool, error)                  { return false, errUnsupported }
+func OpenDir(path string) (int, error)                        { return -1, errUnsupported }
+func OpenBeneath(dir int, path string, c bool) (int, error)   { return -1, errUnsupported }
+func EpollCreate() (int, error)                               { return -1, errUnsupported }
+func EpollAdd(epfd, fd int, events uint32, data uint64) error { return errUnsupported }
+func EpollMod(epfd, fd int, events uint32, data uint64) error { return errUnsupported }
+func EpollDel(epfd, fd int) error                             { return errUnsupported }
+func EpollWait(epfd int, e []EpollEvent, ms int) (int, error) { return 0, errUnsupported }
+func Eventfd() (int, error)                                   { return -1, errUnsupported }
+func EventfdWrite(fd int) error                               { return errUnsupported }
+func EventfdRead(fd int) error                                { return errUnsupported }
+func Reserve(n uintptr) (unsafe.Pointer, error)               { return nil, errUnsupported }
+func Commit(p unsafe.Pointer, n uintptr) error                { return errUnsupported }
+func HugePages(p unsafe.Pointer, n uintptr) error             { return errUnsupported }
+func Decommit(p unsafe.Pointer, n uintptr) error              { return errUnsupported }
+func MapFile(fd int, off int64, n int) ([]byte, error)        { return nil, errUnsupported }
+func Unmap(b []byte) error                                    { return errUnsupported }
+func Advise(b []byte, advice int) error                       { return errUnsupported }
+func MemoryLimit() int64                                      { return 0 }
+func Socket(addr net.Addr) (int, error)                       { return -1, errUnsupported }
+func Bind(fd int, addr net.Addr) error                        { return errUnsupported }
+func Listen(fd, backlog int) error                            { return errUnsupported }
+func Connect(fd int, addr net.Addr) error                     { return errUnsupported }
+func Accept(fd int) (int, net.Addr, error)                    { return -1, nil, errUnsupported }
+func LocalAddr(fd int, network string) (net.Addr, error)      { return nil, errUnsupported }
+func RemoteAddr(fd int, network string) (net.Addr, error)     { return nil, errUnsupported }
+func SocketError(fd int) error                                { return errUnsupported }
+func SetNoDelay(fd int, on bool) error                        { return errUnsupported }
+func SetReuseAddr(fd int, on bool) error                      { return errUnsupported }
+func SetReusePort(fd int, on bool) error                      { return errUnsupported }
+func SetIPv6Only(fd int, on bool) error                       { return errUnsupported }
+func SetSendBuffer(fd, n int) error                           { return errUnsupported }
+func SendBuffer(fd int) (int, error)                          { return 0, errUnsupported }
+func SetRecvBuffer(fd, n int) error                           { return errUnsupported }
+func RecvBuffer(fd int) (int, error)                          { return 0, errUnsupported }
+func SetLinger(fd, seconds int) error                         { return errUnsupported }
+func SetUserTimeout(fd int, d time.Duration) error            { return errUnsupported }
+func ShutdownRead(fd int) error                               { return errUnsupported }
+func ShutdownWrite(fd int) error                              { return errUnsupported }
+func Unread(fd int) (int, error)                              { return 0, errUnsupported }
+func Unsent(fd int) (int, error)                              { return 0, errUnsupported }
 
 // EpollWaitFor is described in the files for Linux.
 func EpollWaitFor(epfd int, events []EpollEvent, timeout time.Duration) (int, error) {
