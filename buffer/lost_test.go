@@ -69,6 +69,20 @@ func TestLostIsReported(t *testing.T) {
 			}
 			buffer.Touch(buffer.NewFileRegion(f, 3, 4), "one")
 		}, "FileRegion", 4},
+		{"shared region", func(t *testing.T, _ *buffer.Cache) {
+			f := openTemp(t, "content")
+			done := func() {
+				if err := f.Close(); err != nil {
+					t.Errorf("the share is given back twice: %v", err)
+				}
+			}
+			buffer.Touch(buffer.NewSharedRegion(f, 3, 4, done), "one")
+			t.Cleanup(func() {
+				if err := f.Close(); err == nil {
+					t.Error("the share has not been given back")
+				}
+			})
+		}, "FileRegion", 4},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

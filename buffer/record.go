@@ -294,15 +294,38 @@ func (ps *parts) reclaim() bool {
 	return kept == 0
 }
 
-// enlist makes sure that the loss of r is noticed. Its file is closed by the runtime
-// then: all that is left to do is to tell.
+// sharedRecord is the record of a FileRegion over a file that others use too.
+type sharedRecord struct {
+	record
+	done func()
+}
+
+// loseShared gives back what a lost region had of its file.
+func loseShared(s *sharedRecord) {
+	if !s.idle && watching() {
+		s.done()
+	}
+	lose(&s.record)
+}
+
+// enlist makes sure that the loss of r is noticed. A file of its own is closed by the
+// runtime then: all that is left to do is to tell.
 func (r *FileRegion) enlist() {
 	if !watching() && !tracing() {
 		return
 	}
-	r.rec = &record{kind: kindRegion, slot: &slot{size: int(min(r.n, math.MaxInt))}}
-	if watching() {
-		runtime.AddCleanup(r, lose, r.rec)
+	rec := record{kind: kindRegion, slot: &slot{size: int(min(r.n, math.MaxInt))}}
+	if r.done != nil {
+		s := &sharedRecord{rec, r.done}
+		r.rec = &s.record
+		if watching() {
+			runtime.AddCleanup(r, loseShared, s)
+		}
+	} else {
+		r.rec = &rec
+		if watching() {
+			runtime.AddCleanup(r, lose, r.rec)
+		}
 	}
 	if tracing() || rand.Uint32N(sampleEvery) == 0 {
 		r.rec.follow()

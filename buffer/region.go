@@ -10,14 +10,15 @@ import (
 // it. Nothing is read, mapped or checked before.
 //
 // Ownership: a FileRegion holds one reference when it is made, and owns its file:
-// the last Release closes it, exactly once. Write takes the reference over, whether
-// or not it succeeds.
+// the last Release closes it, exactly once, or gives back what NewSharedRegion was told
+// to. Write takes the reference over, whether or not it succeeds.
 //
 // Concurrency: Retain and Release are safe from any goroutine, and so is what does
 // not change: File, Fd, Offset and Len. Advance, Sent and Remaining belong to who
 // sends the region.
 type FileRegion struct {
 	file *os.File
+	done func() // called instead of closing file; nil if there is none
 	fd   int
 	off  int64
 	n    int64
@@ -31,10 +32,25 @@ type FileRegion struct {
 // It panics when off or n is negative or their sum overflows; a file that turns out
 // to be shorter is an error of the write.
 func NewFileRegion(f *os.File, off, n int64) *FileRegion {
-	if off < 0 || n < 0 || off+n < 0 {
-		panic(&MisuseError{Op: "NewFileRegion", Err: os.ErrInvalid})
+	return newRegion("NewFileRegion", f, off, n, nil)
+}
+
+// NewSharedRegion is [NewFileRegion] for a file that others use too: the last Release
+// does not close f, but calls done, exactly once and on the goroutine of that Release,
+// or on one of the runtime's when the region is lost (see [LeakSampled]). f must stay
+// open until then. done is called on event loops and must not wait.
+func NewSharedRegion(f *os.File, off, n int64, done func()) *FileRegion {
+	if done == nil {
+		panic(&MisuseError{Op: "NewSharedRegion", Err: os.ErrInvalid})
 	}
-	r := &FileRegion{file: f, fd: int(f.Fd()), off: off, n: n}
+	return newRegion("NewSharedRegion", f, off, n, done)
+}
+
+func newRegion(op string, f *os.File, off, n int64, done func()) *FileRegion {
+	if off < 0 || n < 0 || off+n < 0 {
+		panic(&MisuseError{Op: op, Err: os.ErrInvalid})
+	}
+	r := &FileRegion{file: f, done: done, fd: int(f.Fd()), off: off, n: n}
 	r.ref.Store(1)
 	r.enlist()
 	heapLive.Add(1)
@@ -51,7 +67,7 @@ func (r *FileRegion) Retain() *FileRegion {
 }
 
 // Release gives a reference back. It reports whether it was the last one: then the
-// file has been closed.
+// file has been closed, or the share in it given back.
 func (r *FileRegion) Release() bool {
 	n := r.ref.Add(-1)
 	if n > 0 {
@@ -63,8 +79,12 @@ func (r *FileRegion) Release() bool {
 	}
 	r.settle()
 	heapLive.Add(-1)
-	r.fd = -1          // the number may soon be another file's
-	_ = r.file.Close() // opened for reading: there is nothing to lose
+	r.fd = -1 // the number may soon be another file's
+	if r.done != nil {
+		r.done()
+	} else {
+		_ = r.file.Close() // opened for reading: there is nothing to lose
+	}
 	return true
 }
 

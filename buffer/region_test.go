@@ -80,6 +80,39 @@ func TestFileRegionRefusesBadRanges(t *testing.T) {
 	}
 }
 
+// Regions that share a file give their shares back, and leave it open.
+func TestSharedRegion(t *testing.T) {
+	before := buffer.Live()
+	f := openTemp(t, "content")
+	defer f.Close()
+	shares := 2
+	a := buffer.NewSharedRegion(f, 0, 3, func() { shares-- })
+	b := buffer.NewSharedRegion(f, 3, 4, func() { shares-- })
+	if a.File() != f || a.Fd() != b.Fd() || b.Offset() != 3 || b.Len() != 4 {
+		t.Errorf("got descriptors %d and %d, range %d %d", a.Fd(), b.Fd(), b.Offset(), b.Len())
+	}
+	a.Retain()
+	if a.Release() || shares != 2 {
+		t.Errorf("got %d shares before the last release, want 2", shares)
+	}
+	if !a.Release() || shares != 1 {
+		t.Errorf("got %d shares after it, want 1", shares)
+	}
+	wantPanic(t, "Release", buffer.ErrReleased, func() { a.Release() })
+	b.Release()
+	if shares != 0 {
+		t.Errorf("got %d shares at the end, want 0", shares)
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("the file is closed: %v", err)
+	}
+	wantPanic(t, "NewSharedRegion", os.ErrInvalid, func() { buffer.NewSharedRegion(f, 0, 1, nil) })
+	wantPanic(t, "NewSharedRegion", os.ErrInvalid, func() { buffer.NewSharedRegion(f, -1, 1, func() {}) })
+	if got := buffer.Live() - before; got != 0 {
+		t.Errorf("got %d live, want 0", got)
+	}
+}
+
 // Of many goroutines exactly one closes the file.
 func TestFileRegionClosesOnce(t *testing.T) {
 	const holders = 8
