@@ -2,6 +2,8 @@ package sys
 
 import (
 	"errors"
+	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -10,6 +12,7 @@ import (
 const (
 	maxSendfile   = 0x7ffff000 // the most that the kernel moves in one call
 	resolveCached = 0x20       // RESOLVE_CACHED, which x/sys does not have
+	zfsMagic      = 0x2fc12fc1 // nor this
 )
 
 // ReadFile reads from a file at off, whatever its own position. It returns 0 and no
@@ -107,22 +110,39 @@ func OpenDir(path string) (fd int, err error) {
 //
 // It does not wait for the other end of a FIFO, and a terminal does not become the
 // controlling one; what kind of file it is remains for the caller to see. With
-// cachedOnly it does not read directories from a disk but returns [ErrAgain] where
-// it would have to. Without, it may sleep.
+// cachedOnly it does not read directories from a disk, and does not cross into
+// another file system, which may be slow to answer: it returns [ErrAgain] where it
+// would have to do the one, and EXDEV for the other. Without, it may sleep.
 func OpenBeneath(dirfd int, path string, cachedOnly bool) (int, error) {
+	return openBeneath(dirfd, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_LARGEFILE, cachedOnly)
+}
+
+// LookBeneath returns what the path leads to, as [OpenBeneath] would open it, without
+// opening it: no device takes notice.
+func LookBeneath(dirfd int, path string, cachedOnly bool) (FileInfo, error) {
+	fd, err := openBeneath(dirfd, path, unix.O_PATH, cachedOnly)
+	if err != nil {
+		return FileInfo{}, err
+	}
+	info, err := Stat(fd)
+	_ = Close(fd) // drops no file
+	return info, err
+}
+
+func openBeneath(dirfd int, path string, flags uint64, cachedOnly bool) (int, error) {
 	features := Features()
 	if !features.Openat2 {
 		return -1, errors.ErrUnsupported
 	}
 	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_LARGEFILE,
+		Flags:   flags | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	if cachedOnly {
 		if !features.ResolveCached {
 			return -1, ErrAgain
 		}
-		how.Resolve |= resolveCached
+		how.Resolve |= resolveCached | unix.RESOLVE_NO_XDEV
 	}
 	// EAGAIN also says that the tree was renamed while the kernel followed "..",
 	// which is worth another try, and that somebody holds a lease on the file.
@@ -138,4 +158,50 @@ func OpenBeneath(dirfd int, path string, cachedOnly bool) (int, error) {
 			return -1, failed("openat2", err)
 		}
 	}
+}
+
+// Stat returns what is known of an open file.
+func Stat(fd int) (FileInfo, error) {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+		return FileInfo{}, failed("fstat", err)
+	}
+	return FileInfo{
+		Device:   uint64(st.Dev),
+		Inode:    st.Ino,
+		Size:     st.Size,
+		Modified: st.Mtim.Nano(),
+		Changed:  st.Ctim.Nano(),
+		Regular:  st.Mode&unix.S_IFMT == unix.S_IFREG,
+		Dir:      st.Mode&unix.S_IFMT == unix.S_IFDIR,
+		Unlinked: st.Nlink == 0,
+	}, nil
+}
+
+// InfoOf returns what os knows of a file.
+func InfoOf(fi os.FileInfo) FileInfo {
+	info := FileInfo{Size: fi.Size(), Modified: fi.ModTime().UnixNano(), Regular: fi.Mode().IsRegular(), Dir: fi.IsDir()}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		info.Device, info.Inode = uint64(st.Dev), st.Ino
+		info.Changed = st.Ctim.Nano()
+		info.Unlinked = st.Nlink == 0
+	}
+	return info
+}
+
+// Local reports whether fd is on a file system that is known to answer for what it
+// has in memory without asking anybody: what is behind a network or in another
+// process is not.
+func Local(fd int) bool {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false
+	}
+	switch uint32(st.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC,
+		unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC, unix.SQUASHFS_MAGIC,
+		unix.EROFS_SUPER_MAGIC_V1, zfsMagic:
+		return true
+	}
+	return false
 }

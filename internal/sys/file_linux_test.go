@@ -300,6 +300,29 @@ func TestOpenBeneath(t *testing.T) {
 		})
 	}
 
+	// To look is not to open.
+	for _, tt := range []struct {
+		path         string
+		regular, dir bool
+		size         int64
+	}{
+		{"file", true, false, 4}, {"in", true, false, 5}, {"closed", true, false, 1},
+		{"dir", false, true, 0}, {"fifo", false, false, 0}, {"socket", false, false, 0},
+	} {
+		info, err := LookBeneath(dir, tt.path, false)
+		check(t, err)
+		if info.Regular != tt.regular || info.Dir != tt.dir || tt.regular && info.Size != tt.size {
+			t.Errorf("%q: got %+v", tt.path, info)
+		}
+		fi, err := os.Stat(filepath.Join(root, tt.path))
+		check(t, err)
+		if got := InfoOf(fi); got != info {
+			t.Errorf("%q: got %+v by os.Stat, want %+v", tt.path, got, info)
+		}
+	}
+	_, err = LookBeneath(dir, "out", false)
+	wantErrno(t, err, "openat2", syscall.EXDEV)
+
 	// Neither waits for anybody.
 	for _, path := range []string{"fifo", "dir", "."} {
 		fd, err := OpenBeneath(dir, path, false)
@@ -345,5 +368,49 @@ func TestFeatures(t *testing.T) {
 	}
 	if first.ResolveCached && !first.Openat2 {
 		t.Error("got a flag of openat2 without openat2")
+	}
+}
+
+// Two looks at a file are the same as long as nothing has happened to it.
+func TestStat(t *testing.T) {
+	f := tempFile(t, pattern(100))
+	fd := int(f.Fd())
+	look := func() FileInfo {
+		t.Helper()
+		info, err := Stat(fd)
+		check(t, err)
+		return info
+	}
+	first := look()
+	if first != look() || first.Size != 100 || !first.Regular || first.Dir || first.Unlinked {
+		t.Errorf("got %+v, then %+v", first, look())
+	}
+	check(t, f.Truncate(99))
+	if got := look(); got.Size != 99 || got == first || got.Inode != first.Inode {
+		t.Errorf("got %+v after %+v", got, first)
+	}
+	check(t, os.Remove(f.Name()))
+	if got := look(); !got.Unlinked {
+		t.Error("got a name, want none")
+	}
+	_, err := Stat(-1)
+	wantErrno(t, err, "fstat", syscall.EBADF)
+}
+
+func TestLocal(t *testing.T) {
+	fd, err := unix.MemfdCreate("runnel", unix.MFD_CLOEXEC)
+	check(t, err)
+	closing(t, fd)
+	if !Local(fd) {
+		t.Error("tmpfs: got not local")
+	}
+	proc, err := OpenDir("/proc")
+	check(t, err)
+	closing(t, proc)
+	if Local(proc) {
+		t.Error("/proc: got local")
+	}
+	if Local(-1) {
+		t.Error("no file: got local")
 	}
 }

@@ -59,3 +59,13 @@ type FeatureSet struct {
 
 // PageSize returns the size of a page of memory.
 func PageSize() int { return os.Getpagesize() }
+
+// FileInfo is what tells whether a file is still the one it was, with the content it
+// had. It can be compared.
+type FileInfo struct {
+	Device, Inode     uint64 // together they name the file; 0 off Linux
+	Size              int64
+	Modified, Changed int64 // nanoseconds since 1970: the content; anything, permissions too
+	Regular, Dir      bool
+	Unlinked          bool // it has no name any more
+}

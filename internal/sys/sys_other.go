@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 	"unsafe"
 )
@@ -61,6 +62,9 @@ func Sendfile(out, in int, off int64, n int) (int, error)     { return 0, errUns
 func Cached(fd int, off int64) (bool, error)                  { return false, errUnsupported }
 func OpenDir(path string) (int, error)                        { return -1, errUnsupported }
 func OpenBeneath(dir int, path string, c bool) (int, error)   { return -1, errUnsupported }
+func LookBeneath(d int, p string, c bool) (FileInfo, error)   { return FileInfo{}, errUnsupported }
+func Stat(fd int) (FileInfo, error)                           { return FileInfo{}, errUnsupported }
+func Local(fd int) bool                                       { return false }
 func EpollCreate() (int, error)                               { return -1, errUnsupported }
 func EpollAdd(epfd, fd int, events uint32, data uint64) error { return errUnsupported }
 func EpollMod(epfd, fd int, events uint32, data uint64) error { return errUnsupported }
@@ -125,4 +129,9 @@ func DropErrors(fd int)                                                   {}
 // SetKeepAlive is described in the files for Linux.
 func SetKeepAlive(fd int, on bool, idle, interval time.Duration, count int) error {
 	return errUnsupported
+}
+
+// InfoOf is described in the files for Linux.
+func InfoOf(fi os.FileInfo) FileInfo {
+	return FileInfo{Size: fi.Size(), Modified: fi.ModTime().UnixNano(), Regular: fi.Mode().IsRegular(), Dir: fi.IsDir()}
 }
