@@ -802,7 +802,7 @@ func TestFileShrinks(t *testing.T) {
 	if !errors.Is(result, ErrFileShrunk) {
 		t.Errorf("completion: got %v, want ErrFileShrunk", result)
 	}
-	r.wantLog("error transport: write: transport: file is shorter than its region", "inactive", "unregistered")
+	r.wantLog("error transport: write: send "+f.Name()+": transport: file is shorter than its region", "inactive", "unregistered")
 }
 
 // A file that is not in memory is sent by an Op, off the loop; meanwhile other

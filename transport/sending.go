@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"io/fs"
+
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
@@ -151,7 +153,7 @@ func (s *stream) regionSent(n, want int, err error) int {
 		s.fail("write", err)
 		return 0
 	case n == 0:
-		s.fail("write", ErrFileShrunk)
+		s.fail("write", &fs.PathError{Op: "send", Path: s.out.region().File().Name(), Err: ErrFileShrunk})
 		return 0
 	case n < want:
 		s.blocked = true
