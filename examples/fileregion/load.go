@@ -30,7 +30,7 @@ func copied(f *span, alloc buffer.Allocator) (*buffer.Buf, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.ReadAt(b.Writable()[:n], f.off); err != nil {
+	if _, err := f.file.File().ReadAt(b.Writable()[:n], f.off); err != nil {
 		b.Release()
 		if err == io.EOF { // there were more bytes when the file was opened
 			err = io.ErrUnexpectedEOF
@@ -51,5 +51,5 @@ func mapped(f *span, alloc buffer.Allocator) (*buffer.Buf, error) {
 	if f.size <= tailSize {
 		return copied(f, alloc)
 	}
-	return buffer.MapFile(f.File, f.off, int(min(f.size-tailSize, windowSize)))
+	return buffer.MapFile(f.file.File(), f.off, int(min(f.size-tailSize, windowSize)))
 }

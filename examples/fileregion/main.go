@@ -15,7 +15,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/runnel-io/runnel/codec"
 	"github.com/runnel-io/runnel/examples/internal/serve"
@@ -35,7 +34,7 @@ func main() {
 		if !ok {
 			return nil, fmt.Errorf("-mode %s is none of auto, sendfile, mmap and copy", *mode)
 		}
-		root, err := os.OpenRoot(*dir)
+		files, err := transport.NewFileCache(*dir, transport.FileCacheConfig{})
 		if err != nil {
 			return nil, fmt.Errorf("-root: %w", err)
 		}
@@ -45,7 +44,7 @@ func main() {
 			Init: func(ch pipeline.Channel) error {
 				return ch.Pipeline().Add(
 					codec.Line{Max: maxLine},
-					&session{root: root, load: load, log: cmd.Log},
+					&session{files: files, load: load, log: cmd.Log},
 				)
 			},
 		}, nil

@@ -131,7 +131,9 @@ func TestFiles(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			s := process.Start(t, "-addr", "127.0.0.1:0", "-root", dir, "-mode", mode)
 			other := dial(t, s)
-			other.ask("nothing", "ERR: no such file")
+			for _, name := range names { // they stay open
+				other.ask(name+" 0 0", "OK: 0")
+			}
 			before := s.Descriptors()
 			var all sync.WaitGroup
 			for i := range 8 {
@@ -446,9 +448,9 @@ func TestTruncatedFile(t *testing.T) {
 			t.Run(fmt.Sprintf("%s to %d", mode, left), func(t *testing.T) {
 				s := process.Start(t, "-addr", "127.0.0.1:0", "-root", dir, "-mode", mode)
 				other := dial(t, s)
-				other.ask("nothing", "ERR: no such file")
-				before := s.Descriptors()
 				path := sparse(t, dir, "file", size)
+				other.ask("file 0 0", "OK: 0") // it stays open
+				before := s.Descriptors()
 				c := dial(t, s)
 				c.ask("file", fmt.Sprintf("OK: %d", size))
 				if err := os.Truncate(path, left); err != nil {

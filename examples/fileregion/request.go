@@ -3,10 +3,11 @@ package main
 import (
 	"errors"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/runnel-io/runnel/transport"
 )
 
 // reason is why a request is refused, as the client is told.
@@ -32,23 +33,24 @@ type request struct {
 // parse reads a line. The path is decoded first and judged afterwards, so that it
 // makes no difference how a client encodes it.
 func parse(line string) (request, error) {
-	fields := strings.Split(line, " ")
 	req := request{size: -1}
-	var err error
-	switch len(fields) {
-	case 1:
-	case 3:
-		if req.off, err = decimal(fields[1]); err != nil {
+	path, rng, ranged := strings.Cut(line, " ")
+	if ranged {
+		off, size, ok := strings.Cut(rng, " ")
+		if !ok {
+			return request{}, badRequest
+		}
+		var err error
+		if req.off, err = decimal(off); err != nil {
 			return request{}, err
 		}
-		if req.size, err = decimal(fields[2]); err != nil {
+		if req.size, err = decimal(size); err != nil {
 			return request{}, err
 		}
-	default:
-		return request{}, badRequest
 	}
-	req.path, err = url.PathUnescape(fields[0])
-	if err != nil || req.path == "" || strings.Contains(req.path, "\x00") {
+	var err error
+	req.path, err = url.PathUnescape(path)
+	if err != nil || req.path == "" || strings.IndexByte(req.path, 0) >= 0 {
 		return request{}, badRequest
 	}
 	return req, nil
@@ -65,49 +67,8 @@ func decimal(s string) (int64, error) {
 
 // span is a range of an open file.
 type span struct {
-	*os.File
+	file      *transport.CachedFile
 	off, size int64
-}
-
-// open finds what req asks for beneath root. It waits for the disk.
-//
-// An os.Root lets neither ".." nor a symbolic link lead out. What the file is, is
-// looked at before it is opened, because a device may take notice of that, and again
-// afterwards, because it may be another by then; O_NONBLOCK is for a FIFO that gets
-// in between.
-func open(root *os.Root, req request) (*span, error) {
-	info, err := root.Stat(req.path)
-	if err != nil {
-		return nil, refusal(err)
-	}
-	if err := regular(info); err != nil {
-		return nil, err
-	}
-	f, err := root.OpenFile(req.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, refusal(err)
-	}
-	if info, err = f.Stat(); err == nil {
-		err = regular(info)
-	}
-	if err == nil {
-		err = req.fit(info.Size())
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return &span{f, req.off, req.size}, nil
-}
-
-func regular(info os.FileInfo) error {
-	switch {
-	case info.IsDir():
-		return isDirectory
-	case !info.Mode().IsRegular():
-		return notRegular
-	}
-	return nil
 }
 
 // fit resolves a size of -1, and refuses a range that a file of size bytes has not.
@@ -129,14 +90,18 @@ func (r *request) fit(size int64) error {
 func refusal(err error) error {
 	var errno syscall.Errno
 	switch {
+	case errors.Is(err, transport.ErrPathEscapes):
+		return notAllowed
+	case errors.Is(err, transport.ErrIsDirectory):
+		return isDirectory
+	case errors.Is(err, transport.ErrNotRegular):
+		return notRegular
 	case !errors.As(err, &errno):
-		return notAllowed // the path leads out of the root
+		return err
 	case errno == syscall.ENOENT || errno == syscall.ENOTDIR || errno == syscall.ENAMETOOLONG:
 		return noSuchFile
 	case errno == syscall.EACCES || errno == syscall.EPERM || errno == syscall.ELOOP:
 		return notAllowed
-	case errno == syscall.ENXIO || errno == syscall.ENODEV:
-		return notRegular
 	}
 	return err
 }

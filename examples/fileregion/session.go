@@ -4,45 +4,55 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"os"
+	"strconv"
 	"strings"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/codec"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
+	"github.com/runnel-io/runnel/transport"
 	"go.uber.org/zap"
 )
 
-// session answers the requests of one connection, one at a time and in order.
+// session answers the requests of one connection, in order: the next one when the
+// answer before has been written and the client takes what it was sent.
 //
 // While requests wait for their turn nothing is read, so that what waits is never
 // more than one read has brought: a client can send as many as it likes and uses no
 // memory here. All of it runs on the connection's loop, except what is offloaded.
 type session struct {
-	root *os.Root
-	load loader
-	log  *zap.Logger
+	files *transport.FileCache
+	load  loader
+	log   *zap.Logger
 
 	waiting bytes.Buffer // requests, each with a line feed behind it
-	path    string       // of the answer under way
+	req     request      // being answered
 	busy    bool         // an answer is under way
 	looping bool         // in next
 	ended   bool         // the client sends no more
 	tooLong bool         // the last line is too long: say so and close
 
 	closing []*eventloop.Promise // closes that wait for the answers
+
+	c     *pipeline.Context
+	found func(*transport.CachedFile, error) // opened, made once
+}
+
+// HandleAdded keeps what every request needs.
+func (s *session) HandleAdded(c *pipeline.Context) error {
+	s.c, s.found = c, s.opened
+	return nil
 }
 
 // HandleRead takes a request.
 func (s *session) HandleRead(c *pipeline.Context, msg any) error {
 	line := msg.(*buffer.Buf)
-	s.waiting.Write(line.Window())
-	s.waiting.WriteByte('\n')
+	_, err := line.WriteTo(&s.waiting)
 	line.Release()
+	s.waiting.WriteByte('\n')
 	s.next(c)
-	return nil
+	return err
 }
 
 // HandleWritability goes on when the client has read what it was sent.
@@ -89,46 +99,56 @@ func (s *session) answer(c *pipeline.Context, line string) {
 		s.refuse(c, err.(reason))
 		return
 	}
-	s.busy, s.path = true, req.path
-	c.Offload(func(context.Context) (any, error) {
-		return open(s.root, req)
-	}, func(v any, err error) {
-		if err == nil {
-			s.send(c, v.(*span))
+	s.busy, s.req = true, req
+	s.files.Open(c, req.path, s.found)
+}
+
+// opened goes on when the file of a request is there, or is not.
+func (s *session) opened(f *transport.CachedFile, err error) {
+	if err == nil {
+		if err = s.req.fit(f.Size()); err == nil {
+			s.send(s.c, span{f, s.req.off, s.req.size})
 			return
 		}
-		why, ok := err.(reason)
-		if !ok {
-			s.fail(c, err)
-			return
-		}
-		s.refuse(c, why)
-		s.answered(c)
-	})
+		f.Release()
+	} else {
+		err = refusal(err)
+	}
+	why, ok := err.(reason)
+	if !ok {
+		s.fail(s.c, err)
+		return
+	}
+	s.refuse(s.c, why)
+	s.answered(s.c)
 }
 
 // refuse says why there is no file.
 func (s *session) refuse(c *pipeline.Context, why reason) { c.Write("ERR: " + string(why) + "\r\n") }
 
-// send sends a file, which it closes in the end.
-func (s *session) send(c *pipeline.Context, f *span) {
-	c.Write(fmt.Sprintf("OK: %d\r\n", f.size))
+// send sends a file, which it releases in the end.
+func (s *session) send(c *pipeline.Context, f span) {
+	head := c.Alloc().Alloc(32)
+	head.WriteString("OK: ")
+	var digits [20]byte
+	head.Write(strconv.AppendInt(digits[:0], f.size, 10))
+	head.WriteString("\r\n")
+	c.Write(head)
 	if s.load != nil {
-		s.sendPieces(c, f)
+		s.sendPieces(c, &f)
 		return
 	}
-	c.WriteThen(buffer.NewFileRegion(f.File, f.off, f.size), func(err error) {
-		if err == nil { // else the connection is over, and HandleError knows why
-			s.answered(c)
-		}
-	})
+	// When it cannot be sent the connection is over, and HandleError knows why.
+	c.Write(f.file.Region(f.off, f.size))
+	f.file.Release()
+	s.answered(c)
 }
 
 // sendPieces sends a file piece by piece: each is loaded off the loop when the one
 // before has left.
 func (s *session) sendPieces(c *pipeline.Context, f *span) {
 	if f.size == 0 {
-		f.Close()
+		f.file.Release()
 		s.answered(c)
 		return
 	}
@@ -136,7 +156,7 @@ func (s *session) sendPieces(c *pipeline.Context, f *span) {
 		return s.load(f, c.Alloc())
 	}, func(v any, err error) {
 		if err != nil {
-			f.Close()
+			f.file.Release()
 			s.fail(c, err)
 			return
 		}
@@ -145,7 +165,7 @@ func (s *session) sendPieces(c *pipeline.Context, f *span) {
 		f.size -= int64(piece.Len())
 		c.WriteThen(piece, func(err error) {
 			if err != nil {
-				f.Close()
+				f.file.Release()
 				return
 			}
 			s.sendPieces(c, f)
@@ -163,7 +183,7 @@ func (s *session) answered(c *pipeline.Context) {
 // the client has been promised LENGTH bytes and can tell by the close.
 func (s *session) fail(c *pipeline.Context, err error) {
 	if c.Channel().Open() {
-		s.log.Error("answer broken off", zap.Stringer("client", c.Channel().RemoteAddr()), zap.String("path", s.path), zap.Error(err))
+		s.log.Error("answer broken off", zap.Stringer("client", c.Channel().RemoteAddr()), zap.String("path", s.req.path), zap.Error(err))
 		c.Close()
 	}
 }
@@ -207,5 +227,5 @@ func (s *session) HandleError(c *pipeline.Context, err error) {
 		s.tooLong = true
 		return
 	}
-	s.log.Error("connection failed", zap.Stringer("client", c.Channel().RemoteAddr()), zap.String("path", s.path), zap.Error(err))
+	s.log.Error("connection failed", zap.Stringer("client", c.Channel().RemoteAddr()), zap.String("path", s.req.path), zap.Error(err))
 }
