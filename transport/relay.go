@@ -39,7 +39,8 @@ type Relay struct {
 	// Mirrors get a copy each of what is sent up.
 	Mirrors []Mirror
 
-	ways [2]way // up and down
+	ways     [2]way    // up and down
+	crossing *crossing // instead, for channels that are not two streams on one loop
 }
 
 // RelayStats is how many bytes a Relay has sent on.
@@ -59,8 +60,8 @@ type WayStats struct {
 var (
 	// ErrRelayed reports a channel that is relayed already.
 	ErrRelayed = errors.New("transport: channel is relayed already")
-	// ErrCannotRelay reports two channels that cannot be joined: they are not on one
-	// loop, or one is not a stream of this package.
+	// ErrCannotRelay reports channels that cannot be joined in the mode that is asked for,
+	// or with mirrors: they are not on one loop, or one is no socket.
 	ErrCannotRelay = errors.New("transport: channels cannot be joined by a relay")
 )
 
@@ -70,25 +71,27 @@ var (
 // relay, and a decoder before it is removed first, because it may hold bytes. What is
 // written to a channel while it is relayed leaves between two pieces of the stream.
 //
-// It fails with [ErrRelayed], with [ErrCannotRelay], or with the reason of a channel that
-// has closed; nothing has changed then. [Dialer.DialThen] makes a target on the loop of
-// c.
+// Channels on two loops, or of which one is no stream socket, are joined by handlers at
+// the heads of their pipelines, which copy: each reads while the other is writable, and a
+// half-close is passed on only by a channel with Config.HalfClose. [Dialer.DialThen] makes
+// a target on the loop of c.
 //
-// Loop only.
+// It fails with [ErrRelayed], with [ErrCannotRelay], or with the reason of a channel that
+// has closed; nothing has changed then.
+//
+// Loop only: that of c.
 func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
-	a, ok := c.Channel().(*stream)
-	if !ok {
-		return fmt.Errorf("%w: %v is no stream", ErrCannotRelay, c.Channel())
-	}
-	invariant.OnLoop(a.Loop())
-	b, ok := target.(*stream)
+	invariant.OnLoop(c.Loop())
 	switch {
-	case !ok || a == b:
-		return fmt.Errorf("%w: %v", ErrCannotRelay, target)
-	case a.Loop() != b.Loop():
-		return fmt.Errorf("%w: they are on two loops", ErrCannotRelay)
-	case r.ways[0].src != nil:
+	case c.Channel() == target:
+		return fmt.Errorf("%w: it is one channel", ErrCannotRelay)
+	case r.ways[0].src != nil || r.crossing != nil:
 		return ErrRelayed
+	}
+	a, ok := c.Channel().(*stream)
+	b, ok2 := target.(*stream)
+	if !ok || !ok2 || a.Loop() != b.Loop() {
+		return r.startCrossing(c.Channel(), target)
 	}
 	for _, s := range []*stream{a, b} {
 		switch {
@@ -117,6 +120,27 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 	return nil
 }
 
+// startCrossing is Start for channels that are not two streams on one loop.
+func (r *Relay) startCrossing(a, b pipeline.Channel) error {
+	if r.Mode == RelaySplice || len(r.Mirrors) > 0 {
+		return fmt.Errorf("%w: neither splice nor mirrors work across loops, or with channels that are no sockets", ErrCannotRelay)
+	}
+	for _, ch := range []pipeline.Channel{a, b} {
+		if err := ch.CloseReason(); err != nil {
+			return err
+		}
+		if pipeline.Find[*crossEnd](ch.Pipeline()) != nil {
+			return ErrRelayed
+		}
+	}
+	x := &crossing{}
+	if err := x.join(a, b, &r.ways[0].wayCounters, &r.ways[1].wayCounters); err != nil {
+		return err
+	}
+	r.crossing = x
+	return nil
+}
+
 // Stop parts the channels. What has been taken from one is still sent by the other,
 // before anything that is written to it from now on; what comes later goes to the
 // handlers again. A stream that has ended meanwhile ends for its handlers now. It does
@@ -124,6 +148,9 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 //
 // Loop only: that of the channels.
 func (r *Relay) Stop() {
+	if r.crossing != nil {
+		r.crossing.part()
+	}
 	if r.ways[0].src == nil {
 		return
 	}

@@ -4,6 +4,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -226,8 +228,11 @@ func TestRelay_Refused(t *testing.T) {
 		if err := new(Relay).Start(c, r.stream); !errors.Is(err, ErrCannotRelay) {
 			t.Errorf("with itself: got %v, want %v", err, ErrCannotRelay)
 		}
-		if err := new(Relay).Start(c, other.stream); !errors.Is(err, ErrCannotRelay) {
-			t.Errorf("on two loops: got %v, want %v", err, ErrCannotRelay)
+		if err := (&Relay{Mode: RelaySplice}).Start(c, other.stream); !errors.Is(err, ErrCannotRelay) {
+			t.Errorf("spliced across loops: got %v, want %v", err, ErrCannotRelay)
+		}
+		if err := (&Relay{Mirrors: make([]Mirror, 1)}).Start(c, other.stream); !errors.Is(err, ErrCannotRelay) {
+			t.Errorf("with mirrors across loops: got %v, want %v", err, ErrCannotRelay)
 		}
 	})
 	new(Relay).Stop()
@@ -267,3 +272,74 @@ func TestRelay_Endings(t *testing.T) {
 		}
 	})
 }
+
+// Channels on two loops are joined by copying, with their half-closes, and parted again.
+func TestRelay_Crossing(t *testing.T) {
+	g := must(eventloop.NewGroup(eventloop.GroupConfig{Loops: 1}))
+	defer g.Shutdown(context.Background())
+	for _, network := range networks {
+		for _, stops := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, stopped %v", network, stops), func(t *testing.T) {
+				target := must(net.Listen(network, anyAddr(t, network)))
+				defer target.Close()
+				d := &Dialer{Group: g, Config: Config{ManualRead: true, HalfClose: true}, Init: with(echo())}
+				ch := must(d.Dial(context.Background(), network, target.Addr().String()))
+				server := must(target.Accept())
+				defer server.Close()
+				var relay Relay
+				started, parted := make(chan struct{}), make(chan struct{})
+				srv := &Server{Config: Config{HalfClose: true, ManualRead: true}, Init: with(onActive(func(c *pipeline.Context) error {
+					defer close(started)
+					return relay.Start(c, ch)
+				}), echo())}
+				client := dialNet(t, serve(t, srv, network, anyAddr(t, network)))
+				await(t, started, "the start")
+				up, down := letters(3<<20), letters(1<<20)
+				var wg sync.WaitGroup
+				for _, end := range []struct {
+					c         net.Conn
+					out, want string
+				}{{client, up, down}, {server, down, up}} {
+					wg.Go(func() {
+						io.WriteString(end.c, end.out)
+						if !stops {
+							end.c.(closeWriter).CloseWrite()
+						}
+					})
+					wg.Go(func() {
+						got := make([]byte, len(end.want))
+						if n, err := io.ReadFull(end.c, got); err != nil || string(got) != end.want {
+							t.Errorf("got %d bytes, %v; want %d", n, err, len(end.want))
+						}
+						if !stops {
+							if rest, err := io.ReadAll(end.c); err != nil || len(rest) > 0 {
+								t.Errorf("got %d bytes more, %v", len(rest), err)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if s := relay.Stats(); s.Up.Copied != int64(len(up)) || s.Down.Copied != int64(len(down)) {
+					t.Errorf("got %+v, want %d up, %d down", s, len(up), len(down))
+				}
+				if !stops {
+					return
+				}
+				_ = ch.Loop().Execute(func() { relay.crossing.part(); close(parted) })
+				await(t, parted, "Stop")
+				for _, c := range []net.Conn{client, server} {
+					io.WriteString(c, "to the handler")
+					got := make([]byte, len("to the handler"))
+					if _, err := io.ReadFull(c, got); err != nil || string(got) != "to the handler" {
+						t.Errorf("after Stop: got %q, %v", got, err)
+					}
+				}
+				ch.Close()
+			})
+		}
+	}
+}
+
+type onActive func(c *pipeline.Context) error
+
+func (f onActive) HandleActive(c *pipeline.Context) error { return f(c) }

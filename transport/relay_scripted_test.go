@@ -1,0 +1,226 @@
+//go:build linux
+
+package transport
+
+import (
+	"errors"
+	"flag"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+var relaySeed = flag.Uint64("relay.seed", 0, "seed of the first round of TestRelay_Scripted, which is then the only one")
+
+// pipeSocket is a scripted socket that has to do with pipes, which are real.
+type pipeSocket struct {
+	scriptSocket
+	refuses bool // splices
+}
+
+func (s pipeSocket) spliceIn(pipe, n int) (int, error) {
+	if s.refuses {
+		return 0, syscall.EINVAL
+	}
+	s.calls++
+	if len(s.in) == 0 {
+		return 0, sys.ErrAgain
+	}
+	step := &s.in[0]
+	if step.err != nil || step.eof {
+		err := step.err
+		s.in = s.in[1:]
+		return 0, err
+	}
+	m, err := sys.Write(pipe, []byte(step.data[:min(n, len(step.data))]))
+	if err != nil {
+		return 0, err
+	}
+	if step.data = step.data[m:]; step.data == "" {
+		s.in = s.in[1:]
+	}
+	return m, nil
+}
+
+func (s pipeSocket) spliceOut(pipe, n int) (int, error) {
+	n, err := s.next(n)
+	if err != nil {
+		return 0, err
+	}
+	p := make([]byte, n)
+	n, err = sys.Read(pipe, p)
+	s.out.Write(p[:n])
+	return n, err
+}
+
+// scriptedEnd is one of two channels on one Manual.
+func scriptedEnd(t *testing.T, m *eventloop.Manual, fd int, refuses bool, handlers ...any) (*stream, *script) {
+	t.Helper()
+	cfg, err := (&Config{Logger: zap.NewNop()}).check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &script{t: t}
+	s := newStream(&cfg, m.Loop(), nil, fd)
+	s.sock = pipeSocket{scriptSocket{k}, refuses}
+	m.Enter(func() {
+		s.start(func(ch pipeline.Channel) error {
+			return ch.Pipeline().Add(append(handlers, new(sinkErrors))...)
+		})
+	})
+	return s, k
+}
+
+// Whatever the kernel does, the bytes of both directions arrive in order; all of them, if
+// both streams end; and a beginning of them if something breaks, and then both channels
+// close. Nothing is left in a pipe.
+func TestRelay_Scripted(t *testing.T) {
+	if *relaySeed != 0 {
+		relayScripted(t, *relaySeed)
+		return
+	}
+	for seed := range uint64(400) {
+		if relayScripted(t, seed+1); t.Failed() {
+			t.Fatalf("repeat with -relay.seed=%d", seed+1)
+		}
+	}
+}
+
+func relayScripted(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	m := eventloop.NewManual()
+	relay := &Relay{Mode: RelayMode(r.IntN(3))}
+	var ends [3]*stream // the last one is a mirror
+	var ks [3]*script
+	blocks, ended, got := r.IntN(2) == 0, 0, int64(0)
+	var mirrorErr error
+	breaks := false // the mirror's socket
+	for i := range ends {
+		ends[i], ks[i] = scriptedEnd(t, m, scriptFD+i, r.IntN(8) == 0, new(writer))
+	}
+	if r.IntN(2) == 0 {
+		relay.Mirrors = []Mirror{{Channel: ends[2], Block: blocks, Ended: func(n int64, err error) {
+			ended++
+			got, mirrorErr = n, err
+			ends[2].Close()
+		}}}
+	} else {
+		m.Enter(ends[2].Close)
+	}
+	var sent [3]string
+	clean := true
+	for i, k := range ks {
+		for range r.IntN(12) {
+			if i == 2 {
+				break
+			}
+			p := letters(1 + r.IntN([]int{10, 3000, 200_000}[r.IntN(3)]))
+			k.in = append(k.in, readStep{data: p})
+			sent[i] += p
+		}
+		switch n := r.IntN(6); {
+		case i == 2:
+		case n == 0:
+			k.in = append(k.in, readStep{err: syscall.ECONNRESET})
+			clean = false
+		default:
+			k.in = append(k.in, readStep{eof: true})
+		}
+		for range r.IntN(30) {
+			switch n := r.IntN(40); {
+			case n == 0:
+				k.take = append(k.take, takeStep{err: syscall.EPIPE})
+				clean, breaks = clean && i == 2, breaks || i == 2
+			case n < 12:
+				k.take = append(k.take, takeStep{err: sys.ErrAgain})
+			default:
+				k.take = append(k.take, takeStep{n: 1 + r.IntN([]int{5, 2000, 100_000}[r.IntN(3)])})
+			}
+		}
+	}
+	first := ""
+	m.Enter(func() {
+		if r.IntN(2) == 0 { // what was read before
+			first = "first"
+			ends[1].Write(first)
+		}
+		if err := relay.Start(pipeline.Find[*writer](ends[0].Pipeline()), ends[1]); err != nil {
+			t.Error(err)
+		}
+	})
+	stop := -1
+	if r.IntN(4) == 0 {
+		stop = r.IntN(40)
+		clean = false // what comes after is dropped by the tail
+	}
+	for i := 0; i < 8000 && (ends[0].at != streamClosed || ends[1].at != streamClosed || ends[2].at != streamClosed); i++ {
+		if i == stop {
+			m.Enter(relay.Stop)
+		}
+		j := r.IntN(3)
+		if ends[j].at == streamClosed || ends[j].reg == nil {
+			continue
+		}
+		ev := ends[j].reg.Interest() // no more than what it asks for
+		if r.IntN(2) == 0 {
+			ev &^= eventloop.EventWrite
+		}
+		if r.IntN(2) == 0 || ev == 0 {
+			ev &= eventloop.EventWrite
+		}
+		if ev == 0 {
+			continue
+		}
+		m.Enter(func() { ends[j].HandleIO(ev) })
+		m.RunUntilIdle()
+		if i > 4000 {
+			m.Advance(starvedRetry)
+		}
+	}
+	for i, s := range ends[:2] {
+		out := ks[1-i].out.String()
+		want := sent[i]
+		if i == 0 {
+			want = first + want
+		}
+		switch {
+		case s.at != streamClosed:
+			t.Errorf("seed %d: channel %d has not closed: state %d, %d bytes in the queue", seed, i, s.at, s.out.queued-s.out.sent)
+		case clean && out != want:
+			t.Errorf("seed %d: way %d: %d bytes have arrived, want %d", seed, i, len(out), len(want))
+		case !strings.HasPrefix(want, out):
+			t.Errorf("seed %d: way %d: %d bytes that were not sent", seed, i, len(out))
+		}
+	}
+	out := ks[2].out.String()
+	switch {
+	case relay.Mirrors == nil:
+	case ended != 1:
+		t.Errorf("seed %d: the mirror has ended %d times", seed, ended)
+	case !strings.HasPrefix(sent[0], out):
+		t.Errorf("seed %d: the mirror got %d bytes that were not sent", seed, len(out))
+	case !breaks && int64(len(out)) != got:
+		t.Errorf("seed %d: %d bytes have left the mirror, want %d", seed, len(out), got)
+	case clean && !breaks && mirrorErr == nil && out != sent[0], errors.Is(mirrorErr, ErrMirrorBehind) && blocks:
+		t.Errorf("seed %d: the mirror got %d of %d bytes: %v", seed, len(out), len(sent[0]), mirrorErr)
+	}
+	if s := relay.Stats(); relay.Mirrors != nil && clean && s.Mirrored+s.Dropped != int64(len(sent[0])) {
+		t.Errorf("seed %d: %d mirrored and %d dropped of %d", seed, s.Mirrored, s.Dropped, len(sent[0]))
+	}
+	m.Close()
+	if n := piped.Load(); n != 0 {
+		t.Errorf("seed %d: %d bytes are counted as in pipes", seed, n)
+	}
+	for i, k := range ks {
+		if k.closes != 1 {
+			t.Errorf("seed %d: socket %d closed %d times", seed, i, k.closes)
+		}
+	}
+}
