@@ -14,6 +14,7 @@
 //	pipeline            the event model: handlers, Context, Pipeline, Channel
 //	pipeline/embedded   a channel without I/O on virtual time, to test handlers with
 //	transport           channels over TCP, UDP and Unix sockets: Server, Dialer, Config
+//	transport/sockopt   the options of a live socket, TCP_INFO, peer credentials
 //	codec               bytes to messages and back: Line, LengthField, your own Decoder
 //	codec/codectest     Verify: the same messages however the stream is cut
 //

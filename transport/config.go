@@ -2,6 +2,7 @@ package transport
 
 import (
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -56,15 +57,52 @@ type Config struct {
 
 	// Nagle leaves TCP_NODELAY off. By default it is on.
 	Nagle bool
-	// KeepAlive is the idle time, and the interval, of TCP keep-alive probes, in
-	// whole seconds. 0 leaves them off.
+	// KeepAlive is for how long a TCP connection is silent before the peer is probed,
+	// in whole seconds, rounded up, up to 32,767. 0 leaves the probes off.
 	KeepAlive time.Duration
-	// UserTimeout is TCP_USER_TIMEOUT, in milliseconds: how long sent data may
-	// remain unacknowledged. 0 leaves the system's default.
+	// KeepAliveInterval is the time between probes that are not answered, likewise. 0
+	// means KeepAlive.
+	KeepAliveInterval time.Duration
+	// KeepAliveCount is how many of them, up to 127, end the connection. 0 leaves the
+	// system's default.
+	KeepAliveCount int
+	// UserTimeout is TCP_USER_TIMEOUT, in milliseconds, rounded up: how long sent data
+	// may remain unacknowledged. 0 leaves the system's default.
 	UserTimeout time.Duration
+	// UnsentLimit is TCP_NOTSENT_LOWAT: above how many bytes that the kernel holds and
+	// has not sent yet it takes no more, so that what is written last is not behind a
+	// full buffer. 0 leaves the system's default, no limit as a rule.
+	UnsentLimit int
 	// SendBuffer and RecvBuffer are SO_SNDBUF and SO_RCVBUF in bytes, of which the
 	// kernel doubles. 0 leaves the system's automatic sizes.
 	SendBuffer, RecvBuffer int
+	// FastOpen lets data travel with the handshake of TCP. For a Server it is how many
+	// such connections may be on their way; for a Dialer anything but 0 switches it on:
+	// the channel may then be active before the peer has answered, nothing is sent before
+	// the first write, and a refused connection is an error of that. It saves a round trip from the second
+	// connection on, if both systems allow it (net.ipv4.tcp_fastopen). Data may arrive
+	// twice: not for requests that must not be repeated.
+	FastOpen int
+	// DeferAccept has a Server's kernel hold a TCP connection back until its first
+	// data have come, for about so long, in whole seconds, up to 32,767. 0 does not.
+	DeferAccept time.Duration
+	// Control is called for every socket that a Server or a Dialer makes, and not for
+	// accepted ones, when its other options are set and before it is bound or connected.
+	// An error of it is that of the Listen or the Dial. It has the form of the hooks of
+	// net.ListenConfig and net.Dialer: network is "tcp4", "tcp6" or "unix", c works only
+	// during the call. It may run on a loop and must not block. Package sockopt has the options.
+	Control func(network, address string, c syscall.RawConn) error
+
+	// ReadsPerTurn is how many times a channel may read before the others of its loop
+	// get their turn, if each read fills its buffer. 0 means 16; a turn ends after 1 MiB all
+	// the same.
+	ReadsPerTurn int
+	// MinRead and MaxRead bound the receive buffer, in bytes: there are three sizes, of
+	// 64 KiB, 256 KiB and 1 MiB, and these are rounded up to one. The size follows what
+	// the reads of the channel bring, from MinRead on. A loop holds one buffer of each
+	// size in use, whatever the number of its channels. 0 means 64 KiB and 1 MiB; more than
+	// 1 MiB is an error.
+	MinRead, MaxRead int
 
 	// Allocator makes the buffers. nil means buffer.Default, through the loop's cache.
 	Allocator buffer.Allocator
@@ -100,11 +138,8 @@ func (c Config) check() (Config, error) {
 	if c.CloseTimeout < 0 {
 		return c, fmt.Errorf("transport: CloseTimeout %v is negative", c.CloseTimeout)
 	}
-	if c.KeepAlive < 0 || c.UserTimeout < 0 || c.SendBuffer < 0 || c.RecvBuffer < 0 {
-		return c, fmt.Errorf("transport: negative socket option in %+v", struct {
-			KeepAlive, UserTimeout time.Duration
-			SendBuffer, RecvBuffer int
-		}{c.KeepAlive, c.UserTimeout, c.SendBuffer, c.RecvBuffer})
+	if err := c.checkOptions(); err != nil {
+		return c, err
 	}
 	if c.CloseTimeout == 0 {
 		c.CloseTimeout = defaultCloseTimeout

@@ -135,7 +135,7 @@ func (s *stream) connectTo(addr net.Addr) error {
 		return err
 	}
 	s.remote.store(addr)
-	if err = s.cfg.apply(fd, addr); err == nil && s.rare.dial.local != nil {
+	if err = s.cfg.prepare(fd, addr, s.rare.dial.local); err == nil && s.rare.dial.local != nil {
 		err = sys.Bind(fd, s.rare.dial.local)
 	}
 	if err == nil {
@@ -145,7 +145,7 @@ func (s *stream) connectTo(addr net.Addr) error {
 		_ = sys.Close(fd)
 		return err
 	}
-	s.fd.fd = fd
+	s.fd.fd = int32(fd)
 	return sys.Connect(fd, addr)
 }
 
@@ -156,7 +156,7 @@ func (s *stream) connectFailed(addr net.Addr, err error) {
 		s.rare.dial.err = &OpError{Op: "connect", Addr: addr, Err: err}
 	}
 	if s.reg != nil {
-		fd := s.fd.fd
+		fd := int(s.fd.fd)
 		s.reg.Close(func() { _ = sys.Close(fd) })
 		s.reg, s.fd.fd = nil, -1
 	}
@@ -179,7 +179,7 @@ func (s *stream) connectEnded() {
 func (s *stream) connected() bool {
 	r := s.rare
 	remote := s.remote.load()
-	local, err := sys.LocalAddr(s.fd.fd, remote.Network())
+	local, err := sys.LocalAddr(int(s.fd.fd), remote.Network())
 	if err == nil {
 		if r.dial.self(local, remote) {
 			s.connectFailed(remote, syscall.ECONNREFUSED)
@@ -190,6 +190,7 @@ func (s *stream) connected() bool {
 	r.dial.stopTimer()
 	p := r.dial.p
 	r.dial = nil
+	s.fd.publish()
 	s.at = streamNew
 	p.Complete(nil)
 	if s.at == streamNew {

@@ -68,7 +68,7 @@ func newDialRig(t *testing.T, d *Dialer, deadline time.Duration, addrs ...string
 
 // ended has the connect under way find its outcome, which the kernel knows already.
 func (r *dialRig) ended() {
-	r.m.Ready(r.fd.fd, eventloop.EventWrite)
+	r.m.Ready(int(r.fd.fd), eventloop.EventWrite)
 	r.m.RunUntilIdle()
 }
 

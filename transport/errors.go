@@ -35,9 +35,9 @@ var (
 	ErrLoopEnded = errors.New("transport: loop ended")
 )
 
-// OpError is the error of a connect, accept, read or write.
+// OpError is the error of a connect, accept, read or write, or of a socket option.
 type OpError struct {
-	Op   string   // "listen", "connect", "accept", "read", "write", "close"
+	Op   string   // "listen", "connect", "accept", "read", "write", "close"; of package sockopt "get " or "set " and the name
 	Addr net.Addr // remote end, for listen and accept the local one; nil if unknown
 	Err  error    // cause, for errors.Is and errors.As
 }

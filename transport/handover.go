@@ -163,7 +163,7 @@ func (l *listener) dup() (*os.File, error) {
 	if l.Loop().Execute(func() {
 		defer close(done)
 		if !l.done {
-			if fd, err = sys.DupListener(l.fd); err == nil {
+			if fd, err = sys.DupListener(int(l.fd.fd)); err == nil {
 				l.handedOver.Store(true)
 			}
 		}

@@ -20,10 +20,9 @@ type acceptSocket interface {
 	close()
 }
 
-type fdAcceptSocket struct{ fd int }
+type fdAcceptSocket struct{ *descriptor }
 
-func (s fdAcceptSocket) accept() (int, net.Addr, error) { return sys.Accept(s.fd) }
-func (s fdAcceptSocket) close()                         { _ = sys.Close(s.fd) }
+func (s fdAcceptSocket) accept() (int, net.Addr, error) { return sys.Accept(int(s.fd)) }
 
 // listener is the channel of a listening socket. The channels that it accepts are
 // the messages of its pipeline.
@@ -32,7 +31,7 @@ type listener struct {
 
 	srv   *server
 	local addrBox // shared with accepted channels that have the same
-	fd    int
+	fd    descriptor
 	many  bool // local stands for many addresses
 
 	perLoop bool // what it accepts stays on its loop
@@ -78,7 +77,10 @@ func (r *rarely) now(t time.Time) (skipped int, ok bool) {
 }
 
 func newListener(srv *server, loop *eventloop.Loop, fd int, local net.Addr) *listener {
-	l := &listener{srv: srv, fd: fd, sock: fdAcceptSocket{fd}}
+	l := &listener{srv: srv}
+	l.fd.fd = int32(fd)
+	l.fd.publish()
+	l.sock = fdAcceptSocket{&l.fd}
 	l.local.store(local)
 	if tcp, ok := local.(*net.TCPAddr); ok {
 		l.many = tcp.IP.IsUnspecified()
@@ -99,7 +101,7 @@ func (l *listener) start(init func(pipeline.Channel) error) error {
 	if l.done {
 		return l.CloseReason()
 	}
-	reg, err := l.Loop().Register(l.fd, l)
+	reg, err := l.Loop().Register(int(l.fd.fd), l)
 	if err != nil {
 		(*listenerCore)(l).DoClose(pipeline.CloseNow, err)
 		return err

@@ -16,18 +16,28 @@ const (
 
 // recvSize chooses the size of the next read by what the last ones brought: one
 // that filled its buffer goes up a size, two turns in a row that the next smaller
-// size would have held four times over go down.
+// size would have held four times over go down. Its bounds are those of Config, in
+// bytes; 0 is none.
 type recvSize struct {
 	index uint8
-	small uint8 // turns in a row that brought little; of the smallest size, 1 if anything has come yet
+	small uint8 // turns in a row that brought little
+	came  bool  // anything has come yet
+}
+
+// newRecvSize returns the size to begin with.
+func newRecvSize(least int) (r recvSize) {
+	for r.size() < least && int(r.index) < len(recvSizes)-1 {
+		r.index++
+	}
+	return r
 }
 
 func (r *recvSize) size() int { return recvSizes[r.index] }
 
 // read records a read of n bytes into a buffer of the current size, and reports
 // whether the size has changed.
-func (r *recvSize) read(n int) bool {
-	if n < r.size() || int(r.index) == len(recvSizes)-1 {
+func (r *recvSize) read(n, most int) bool {
+	if n < r.size() || int(r.index) == len(recvSizes)-1 || most != 0 && r.size() >= most {
 		return false
 	}
 	r.index++
@@ -36,14 +46,11 @@ func (r *recvSize) read(n int) bool {
 }
 
 // turn records the bytes of a whole turn, and reports whether the size has changed.
-func (r *recvSize) turn(total int) bool {
-	switch {
-	case r.index == 0:
-		if total > 0 {
-			r.small = 1
-		}
-		return false
-	case total > recvSizes[r.index-1]/4:
+func (r *recvSize) turn(total, least int) bool {
+	if total > 0 {
+		r.came = true
+	}
+	if r.index == 0 || total > recvSizes[r.index-1]/4 || recvSizes[r.index-1] < least {
 		r.small = 0
 		return false
 	}
@@ -51,13 +58,9 @@ func (r *recvSize) turn(total int) bool {
 		return false
 	}
 	r.index--
-	if r.index > 0 {
-		r.small = 0
-	} else {
-		r.small = 1
-	}
+	r.small = 0
 	return true
 }
 
 // heard reports whether anything has come yet, as of the last turn.
-func (r *recvSize) heard() bool { return r.index > 0 || r.small > 0 }
+func (r *recvSize) heard() bool { return r.came }

@@ -256,12 +256,8 @@ func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, err
 			}
 		}
 	}
-	if s.Config.RecvBuffer > 0 {
-		// Inherited by what is accepted: set there it is too late for the window to be
-		// scaled for it, tcp(7).
-		if err := sys.SetRecvBuffer(fd, s.Config.RecvBuffer); err != nil {
-			return nil, err
-		}
+	if err := s.Config.prepareListener(fd, local); err != nil {
+		return nil, err
 	}
 	if err := sys.Bind(fd, local); err != nil {
 		return nil, err

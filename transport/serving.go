@@ -222,7 +222,7 @@ func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
 	err := ch.Loop().Submit((*startTask)(ch))
 	if err != nil && ch.Open() {
 		// Its loop has ended: nobody else has the channel.
-		_ = sys.Close(ch.fd.fd)
+		ch.fd.close()
 		s.ended(ch)
 		ch.Loop().Group().Release()
 	}

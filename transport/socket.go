@@ -1,8 +1,6 @@
 package transport
 
 import (
-	"net"
-
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/internal/sys"
 )
@@ -32,71 +30,38 @@ type socket interface {
 }
 
 // fdSocket is a socket of the kernel.
-type fdSocket struct{ fd int }
+type fdSocket struct{ descriptor }
 
-func (s *fdSocket) read(b *buffer.Buf, max int) (int, error) { return b.FillFrom(s.fd, max) }
+func (s *fdSocket) read(b *buffer.Buf, max int) (int, error) { return b.FillFrom(int(s.fd), max) }
 
 func (s *fdSocket) write(parts []sys.Iovec, slow, more bool) (int, error) {
 	switch {
 	case slow:
-		return sys.WritevSlow(s.fd, parts)
+		return sys.WritevSlow(int(s.fd), parts)
 	case more:
-		return sys.Sendmsg(s.fd, parts, sys.MsgMore)
+		return sys.Sendmsg(int(s.fd), parts, sys.MsgMore)
 	}
-	return sys.Writev(s.fd, parts)
+	return sys.Writev(int(s.fd), parts)
 }
 
 func (s *fdSocket) sendfile(file int, off int64, n int) (int, error) {
-	return sys.Sendfile(s.fd, file, off, n)
+	return sys.Sendfile(int(s.fd), file, off, n)
 }
 
 func (s *fdSocket) cached(file int, off int64) (bool, error) { return sys.Cached(file, off) }
 
-func (s *fdSocket) socketError() error { return sys.SocketError(s.fd) }
+func (s *fdSocket) socketError() error { return sys.SocketError(int(s.fd)) }
 
 func (s *fdSocket) unfinished() bool {
-	in, err := sys.Unread(s.fd)
+	in, err := sys.Unread(int(s.fd))
 	if err == nil && in > 0 {
 		return true
 	}
-	out, err := sys.Unsent(s.fd)
+	out, err := sys.Unsent(int(s.fd))
 	return err == nil && out > 0
 }
 
-func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(s.fd) }
+func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(int(s.fd)) }
 
 // reset relies on SO_LINGER with a time of 0: socket(7).
-func (s *fdSocket) reset() { _ = sys.SetLinger(s.fd, 0) }
-
-func (s *fdSocket) close() { _ = sys.Close(s.fd) }
-
-// apply sets the options of a connected or connecting socket.
-func (c *Config) apply(fd int, addr net.Addr) error {
-	if c.SendBuffer > 0 {
-		if err := sys.SetSendBuffer(fd, c.SendBuffer); err != nil {
-			return err
-		}
-	}
-	if c.RecvBuffer > 0 {
-		if err := sys.SetRecvBuffer(fd, c.RecvBuffer); err != nil {
-			return err
-		}
-	}
-	if _, ok := addr.(*net.TCPAddr); !ok {
-		return nil
-	}
-	if !c.Nagle {
-		if err := sys.SetNoDelay(fd, true); err != nil {
-			return err
-		}
-	}
-	if c.KeepAlive > 0 {
-		if err := sys.SetKeepAlive(fd, true, c.KeepAlive, c.KeepAlive, 0); err != nil {
-			return err
-		}
-	}
-	if c.UserTimeout > 0 {
-		return sys.SetUserTimeout(fd, c.UserTimeout)
-	}
-	return nil
-}
+func (s *fdSocket) reset() { _ = sys.SetLinger(int(s.fd), 0) }

@@ -109,9 +109,13 @@ const starvedRetry = 20 * time.Millisecond
 // newStream makes a channel on loop. fd is -1 for one that is to connect.
 func newStream(cfg *Config, loop *eventloop.Loop, parent pipeline.Channel, fd int) *stream {
 	s := &stream{cfg: cfg}
-	s.fd.fd = fd
+	s.fd.fd = int32(fd)
+	if fd >= 0 {
+		s.fd.publish()
+	}
 	s.sock = &s.fd
-	low, high := cfg.waterMarks(recvSizes[0])
+	s.recv = newRecvSize(cfg.MinRead)
+	low, high := cfg.waterMarks(s.recv.size())
 	s.Setup(s, (*streamCore)(s), pipeline.BaseConfig{
 		Loop:        loop,
 		Parent:      parent,
@@ -132,7 +136,7 @@ func (s *stream) start(init func(pipeline.Channel) error) {
 		return
 	}
 	if s.fd.fd >= 0 {
-		reg, err := s.Loop().Register(s.fd.fd, s)
+		reg, err := s.Loop().Register(int(s.fd.fd), s)
 		if err != nil {
 			s.closeNow(false, err)
 			return
@@ -307,6 +311,10 @@ func (s *stream) readTurn(ending bool) {
 		return
 	}
 	s.wantRead = false
+	most := s.cfg.ReadsPerTurn
+	if most == 0 {
+		most = maxReadsPerTurn
+	}
 	for reads := 1; ; reads++ {
 		i := s.recv.index
 		hot, err := s.state.receive(i)
@@ -331,19 +339,19 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		total += n
-		if s.recv.read(n) {
+		if s.recv.read(n, s.cfg.MaxRead) {
 			s.fitWaterMarks()
 		}
 		p.FireRead(s.state.message(i))
 		if s.at != streamOpen {
 			break
 		}
-		if n < size && !ending || reads == maxReadsPerTurn || total >= maxBytesPerTurn ||
+		if n < size && !ending || reads == most || total >= maxBytesPerTurn ||
 			!s.AutoRead() || s.paused || s.relayed {
 			break
 		}
 	}
-	if s.recv.turn(total) {
+	if s.recv.turn(total, s.cfg.MinRead) {
 		s.fitWaterMarks()
 	}
 	p.FireReadComplete()

@@ -2,12 +2,14 @@ package transport
 
 import (
 	"errors"
+	"math"
 	"net"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -31,7 +33,14 @@ func TestConfigCheck(t *testing.T) {
 		{name: "negative low", cfg: Config{LowWater: -1}, wantErr: "LowWater"},
 		{name: "negative pending", cfg: Config{MaxPending: -1}, wantErr: "MaxPending"},
 		{name: "negative close timeout", cfg: Config{CloseTimeout: -1}, wantErr: "CloseTimeout"},
-		{name: "negative option", cfg: Config{SendBuffer: -1}, wantErr: "socket option"},
+		{name: "negative option", cfg: Config{SendBuffer: -1}, wantErr: "SendBuffer"},
+		{name: "huge time", cfg: Config{KeepAlive: math.MaxInt64}, wantErr: "KeepAlive"},
+		{name: "interval alone", cfg: Config{KeepAliveInterval: time.Second}, wantErr: "without KeepAlive"},
+		{name: "count too large", cfg: Config{KeepAlive: time.Second, KeepAliveCount: 128}, wantErr: "KeepAliveCount"},
+		{name: "negative reads", cfg: Config{ReadsPerTurn: -1}, wantErr: "ReadsPerTurn"},
+		{name: "huge read", cfg: Config{MinRead: 1<<20 + 1}, wantErr: "MinRead"},
+		{name: "bounds the wrong way round", cfg: Config{MinRead: 2, MaxRead: 1}, wantErr: "MinRead"},
+		{name: "huge timeout", cfg: Config{UserTimeout: math.MaxInt64}, wantErr: "UserTimeout"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := tt.cfg.check()
@@ -83,9 +92,9 @@ func TestRecvSize(t *testing.T) {
 	}
 	for i, s := range steps {
 		if s.read > 0 {
-			r.read(s.read)
+			r.read(s.read, 0)
 		} else {
-			r.turn(s.turn)
+			r.turn(s.turn, 0)
 		}
 		if r.size() != s.want {
 			t.Fatalf("step %d: got %d, want %d", i, r.size(), s.want)

@@ -19,8 +19,8 @@ type splicer interface {
 	spliceOut(pipe, n int) (int, error)
 }
 
-func (s *fdSocket) spliceIn(pipe, n int) (int, error)  { return sys.Splice(pipe, s.fd, n) }
-func (s *fdSocket) spliceOut(pipe, n int) (int, error) { return sys.Splice(s.fd, pipe, n) }
+func (s *fdSocket) spliceIn(pipe, n int) (int, error)  { return sys.Splice(pipe, int(s.fd), n) }
+func (s *fdSocket) spliceOut(pipe, n int) (int, error) { return sys.Splice(int(s.fd), pipe, n) }
 
 const (
 	// fullReads is after how many reads on end that filled their buffer a stream is
