@@ -183,6 +183,6 @@ func (l *listener) dup() (*os.File, error) {
 // removeFile removes the file of a Unix socket, unless it is somebody else's.
 func (l *listener) removeFile() {
 	if !l.handedOver.Load() {
-		unlink(l.local.load())
+		l.file.remove()
 	}
 }

@@ -32,7 +32,8 @@ type listener struct {
 	srv   *server
 	local addrBox // shared with accepted channels that have the same
 	fd    descriptor
-	many  bool // local stands for many addresses
+	many  bool        // local stands for many addresses
+	file  *socketFile // to be removed at the end; nil if there is none
 
 	perLoop bool // what it accepts stays on its loop
 

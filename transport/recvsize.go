@@ -20,9 +20,11 @@ const (
 // bytes; 0 is none.
 type recvSize struct {
 	index uint8
-	small uint8 // turns in a row that brought little
-	came  bool  // anything has come yet
+	small uint8 // turns in a row that brought little, and cameBit
 }
+
+// cameBit of recvSize.small says that anything has come yet.
+const cameBit = 1 << 7
 
 // newRecvSize returns the size to begin with.
 func newRecvSize(least int) (r recvSize) {
@@ -41,26 +43,26 @@ func (r *recvSize) read(n, most int) bool {
 		return false
 	}
 	r.index++
-	r.small = 0
+	r.small &= cameBit
 	return true
 }
 
 // turn records the bytes of a whole turn, and reports whether the size has changed.
 func (r *recvSize) turn(total, least int) bool {
 	if total > 0 {
-		r.came = true
+		r.small |= cameBit
 	}
 	if r.index == 0 || total > recvSizes[r.index-1]/4 || recvSizes[r.index-1] < least {
-		r.small = 0
+		r.small &= cameBit
 		return false
 	}
-	if r.small++; r.small < 2 {
+	if r.small++; r.small&^cameBit < 2 {
 		return false
 	}
 	r.index--
-	r.small = 0
+	r.small &= cameBit
 	return true
 }
 
 // heard reports whether anything has come yet, as of the last turn.
-func (r *recvSize) heard() bool { return r.came }
+func (r *recvSize) heard() bool { return r.small&cameBit != 0 }

@@ -87,7 +87,9 @@ type Draining struct{}
 //
 // network is "tcp", "tcp4", "tcp6" or "unix", or for datagrams "udp", "udp4", "udp6" or
 // "unixgram", see Listen; for IP addr is host:port, where a port of 0 picks one, for
-// Unix a path, or @name for an abstract one.
+// Unix a path of up to 107 bytes, @name for an abstract one, or nothing, for an
+// abstract name that the kernel picks. The file of a Unix socket to which nobody
+// listens any more is replaced, nothing else is; it is removed with the listener.
 func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error {
 	l, err := s.Listen(ctx, network, addr)
 	if err != nil {
@@ -148,17 +150,19 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	if _, tcp := local.(*net.TCPAddr); tcp && s.PerLoop {
 		return s.listenPerLoop(network, local)
 	}
-	fd, bound, err := s.bind(network, local)
+	fd, bound, file, err := s.bind(network, local)
 	if err != nil {
 		return nil, &OpError{Op: "listen", Addr: local, Err: err}
 	}
 	g, err := s.s.acquire()
 	if err != nil {
-		unlink(bound)
+		file.remove()
 		_ = sys.Close(fd)
 		return nil, &OpError{Op: "listen", Addr: bound, Err: err}
 	}
-	return s.s.listen(newListener(s.s, g.Next(), fd, bound))
+	l := newListener(s.s, g.Next(), fd, bound)
+	l.file = file
+	return s.s.listen(l)
 }
 
 // listenPerLoop has every loop listen on one address. The first listener is returned;
@@ -171,7 +175,7 @@ func (s *Server) listenPerLoop(network string, local net.Addr) (pipeline.Channel
 	defer g.Release() // each listener holds it by itself
 	var first *listener
 	for _, loop := range g.Loops() {
-		fd, bound, err := s.bind(network, local)
+		fd, bound, _, err := s.bind(network, local)
 		if err == nil {
 			local = bound // the port that was picked is for all
 			g.Hold()
@@ -225,51 +229,51 @@ func (s *Server) setUp() {
 }
 
 // bind makes a listening socket.
-func (s *Server) bind(network string, local net.Addr) (int, net.Addr, error) {
+func (s *Server) bind(network string, local net.Addr) (int, net.Addr, *socketFile, error) {
 	fd, err := sys.Socket(local)
 	if err != nil {
-		return -1, nil, err
+		return -1, nil, nil, err
 	}
-	bound, err := s.listenOn(fd, network, local)
+	bound, file, err := s.listenOn(fd, network, local)
 	if err != nil {
+		file.remove()
 		_ = sys.Close(fd)
-		return -1, nil, err
+		return -1, nil, nil, err
 	}
-	return fd, bound, nil
+	return fd, bound, file, nil
 }
 
 // listenOn binds fd and has it listen. It returns the address that it got.
-func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, error) {
+func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, *socketFile, error) {
 	if tcp, ok := local.(*net.TCPAddr); ok {
 		if err := sys.SetReuseAddr(fd, true); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if s.ReusePort || s.PerLoop {
 			if err := sys.SetReusePort(fd, true); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		if len(tcp.IP) == net.IPv6len {
 			// As the net package does: "tcp" without a host takes both families.
 			if err := sys.SetIPv6Only(fd, network == "tcp6" || !tcp.IP.IsUnspecified()); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
 	if err := s.Config.prepareListener(fd, local); err != nil {
-		return nil, err
-	}
-	if err := sys.Bind(fd, local); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	backlog := s.Backlog
 	if backlog <= 0 {
 		backlog = defaultBacklog
 	}
-	if err := sys.Listen(fd, backlog); err != nil {
-		return nil, err
+	file, err := bindAndListen(fd, local, backlog)
+	if err != nil {
+		return nil, nil, err
 	}
-	return sys.LocalAddr(fd, local.Network())
+	bound, err := sys.LocalAddr(fd, local.Network())
+	return bound, file, err
 }
 
 // Shutdown drains the server: it stops accepting, tells the channels by the user

@@ -145,6 +145,9 @@ func sockaddr(fd int, addr net.Addr) (unix.Sockaddr, error) {
 				return nil, unix.EINVAL // the kernel would cut the path short
 			}
 		}
+		if len(a.Name) >= len(unix.RawSockaddrUnix{}.Path) {
+			return nil, unix.ENAMETOOLONG
+		}
 		return &unix.SockaddrUnix{Name: a.Name}, nil
 	case *net.UDPAddr:
 		return sockaddr(fd, (*net.TCPAddr)(a))
