@@ -3,7 +3,8 @@
 //
 // Start with [Server] to accept connections and [Dialer] to make them; both are
 // structs whose zero value works, like http.Server and net.Dialer. What a
-// connection does is up to the handlers that Init adds to its pipeline.
+// connection does is up to the handlers that Init adds to its pipeline. What exists
+// already, a net.Conn or a pipe for example, becomes a channel by their Adopt methods.
 //
 // The one rule to keep: Init and every handler run on the connection's loop and
 // must not block. Writes leave at the end of the loop's turn; nothing needs to be

@@ -35,9 +35,10 @@ var (
 	ErrLoopEnded = errors.New("transport: loop ended")
 )
 
-// OpError is the error of a connect, accept, read or write, or of a socket option.
+// OpError is the error of a connect, accept, read, write and the like, or of a socket
+// option.
 type OpError struct {
-	Op   string   // "listen", "connect", "accept", "read", "write", "close"; of package sockopt "get " or "set " and the name
+	Op   string   // "listen", "connect", "accept", "adopt", "read", "write", "close"; of package sockopt "get " or "set " and the name
 	Addr net.Addr // remote end, for listen and accept the local one; nil if unknown
 	Err  error    // cause, for errors.Is and errors.As
 }

@@ -18,6 +18,15 @@ func (s *server) reserve(l *listener) bool {
 	return false
 }
 
+// takePlace takes a place for a connection that is there already.
+func (s *server) takePlace() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.maxConns > 0 {
+		s.places++
+	}
+}
+
 // unreserve gives back a place that no connection has come for.
 func (s *server) unreserve() {
 	if s.maxConns == 0 {

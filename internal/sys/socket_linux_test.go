@@ -216,7 +216,7 @@ func TestAddressErrors(t *testing.T) {
 		{"IPv6 on IPv4", tcp4, &net.TCPAddr{IP: net.IPv6loopback}, syscall.EAFNOSUPPORT},
 		{"not ours", tcp4, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}, syscall.EADDRNOTAVAIL},
 		{"unknown kind", tcp4, &net.IPAddr{}, syscall.EAFNOSUPPORT},
-		{"path too long", unixAddr, &net.UnixAddr{Name: "/" + strings.Repeat("x", 200)}, syscall.EINVAL},
+		{"path too long", unixAddr, &net.UnixAddr{Name: "/" + strings.Repeat("x", 200)}, syscall.ENAMETOOLONG},
 		{"path with a NUL", unixAddr, &net.UnixAddr{Name: filepath.Join(t.TempDir(), "a\x00b")}, syscall.EINVAL},
 		{"no such directory", unixAddr, &net.UnixAddr{Name: "/nonexistent/s"}, syscall.ENOENT},
 	}

@@ -69,3 +69,21 @@ type FileInfo struct {
 	Regular, Dir      bool
 	Unlinked          bool // it has no name any more
 }
+
+// Kind is what a descriptor stands for.
+type Kind uint8
+
+const (
+	KindOther    Kind = iota // a file, a datagram socket, ...
+	KindStream               // a stream socket that does not listen
+	KindListener             // one that does
+	KindPipe                 // an end of a pipe or a FIFO
+	KindDevice               // a terminal or another device of characters
+)
+
+// Description is what [Describe] finds out.
+type Description struct {
+	Kind          Kind
+	Reads, Writes bool // what it was opened for
+	Blocking      bool
+}
