@@ -125,9 +125,7 @@ func (s *server) adoptConn(a *adopted) (pipeline.Channel, error) {
 		return nil, &OpError{Op: "adopt", Addr: a.remote, Err: err}
 	}
 	ch.srv = s
-	s.takePlace()
-	if !s.add(ch) {
-		s.unreserve()
+	if !s.addAdopted(ch) {
 		ch.sock.close()
 		g.Release()
 		return nil, ErrServerClosed
@@ -141,6 +139,21 @@ func (s *server) adoptConn(a *adopted) (pipeline.Channel, error) {
 		return nil, &OpError{Op: "adopt", Addr: a.remote, Err: err}
 	}
 	return ch, nil
+}
+
+// addAdopted takes note of a channel that nobody has accepted, and of its place. It
+// reports false when the server is closing.
+func (s *server) addAdopted(ch *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if s.maxConns > 0 {
+		s.places++
+	}
+	s.link(ch)
+	return true
 }
 
 // startAndWait starts s on its loop. It reports whether the loop has seen s: if not

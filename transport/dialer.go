@@ -46,8 +46,8 @@ func (d *Dialer) timeout() time.Duration {
 // several addresses they are tried in turn, on the same channel. It must not be
 // called on a loop: see DialThen.
 //
-// network is "tcp", "tcp4", "tcp6" or "unix", or for datagrams "udp", "udp4", "udp6" or
-// "unixgram". The error is an *OpError; its cause is ErrConnectTimeout or the context's
+// network is "tcp", "tcp4", "tcp6", "unix" or "local", or for datagrams "udp", "udp4",
+// "udp6" or "unixgram". The error is an *OpError; its cause is ErrConnectTimeout or the context's
 // if that ended first.
 //
 // A datagram channel that is dialed exchanges datagrams with addr and nobody else; each
@@ -269,6 +269,9 @@ func newDialed(cfg *Config, network string, loop *eventloop.Loop) dialed {
 	if isDatagram(network) {
 		return newDgram(cfg, loop, -1, nil)
 	}
+	if network == "local" {
+		return newLocal(cfg, loop, nil)
+	}
 	return newStream(cfg, loop, nil, -1)
 }
 
@@ -356,6 +359,9 @@ func resolve(ctx context.Context, network, addr string) ([]net.Addr, error) {
 func literal(network, addr string) []net.Addr {
 	if network == "unix" || network == "unixgram" {
 		return []net.Addr{&net.UnixAddr{Name: addr, Net: network}}
+	}
+	if network == "local" {
+		return []net.Addr{localAddr(addr)}
 	}
 	ap, err := netip.ParseAddrPort(addr)
 	if err != nil {

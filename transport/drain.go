@@ -24,6 +24,9 @@ func (s *server) shutdown(ctx context.Context) error {
 	for _, l := range s.allListeners() {
 		l.Abort(pipeline.CloseNow, ErrServerClosed)
 	}
+	for _, l := range s.localListeners() {
+		l.Abort(pipeline.CloseNow, ErrServerClosed)
+	}
 	// What they accept until their end is served like the others.
 	select {
 	case <-s.deaf:
@@ -34,6 +37,9 @@ func (s *server) shutdown(ctx context.Context) error {
 	}
 	for _, ch := range s.openDgrams() {
 		_ = ch.Loop().Submit((*dgramDrain)(ch))
+	}
+	for _, ch := range s.openLocals() {
+		_ = ch.Loop().Submit((*localDrain)(ch))
 	}
 	select {
 	case <-s.empty:
@@ -54,6 +60,12 @@ func (s *server) shutdown(ctx context.Context) error {
 		if ch.Open() {
 			busy++
 			ch.Abort(pipeline.CloseNow, ErrDrainTimeout)
+		}
+	}
+	for _, ch := range s.openLocals() {
+		if ch.Open() {
+			busy++
+			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
 		}
 	}
 	<-s.empty

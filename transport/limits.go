@@ -18,15 +18,6 @@ func (s *server) reserve(l *listener) bool {
 	return false
 }
 
-// takePlace takes a place for a connection that is there already.
-func (s *server) takePlace() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.maxConns > 0 {
-		s.places++
-	}
-}
-
 // unreserve gives back a place that no connection has come for.
 func (s *server) unreserve() {
 	if s.maxConns == 0 {
@@ -48,6 +39,12 @@ func (s *server) freePlace() {
 		if l.full {
 			l.full = false
 			_ = l.Loop().Submit((*roomTask)(l)) // a loop that has ended accepts nothing
+		}
+	}
+	for l := range s.locals.listeners {
+		if l.full {
+			l.full = false
+			_ = l.Loop().Submit((*localAccept)(l))
 		}
 	}
 }

@@ -137,6 +137,9 @@ func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Cha
 	if s.err != nil {
 		return nil, s.err
 	}
+	if network == "local" {
+		return s.s.listenLocal(addr, s.Backlog)
+	}
 	local, err := resolveListen(ctx, network, addr)
 	if err != nil {
 		return nil, &OpError{Op: "listen", Err: err}

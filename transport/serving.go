@@ -28,6 +28,7 @@ type server struct {
 	first     *stream // accepted channels, until their end; linked by prev and next
 	streams   int     // how many
 	dgrams    map[*dgram]struct{}
+	locals    locals
 	places    int           // taken, by channels and by accepts under way; not counted without a limit
 	deaf      chan struct{} // closed when closing and no listener is left
 	empty     chan struct{} // closed when closing and nothing is left
@@ -79,12 +80,17 @@ func (s *server) add(ch *stream) bool {
 	if s.hurry {
 		return false
 	}
+	s.link(ch)
+	return true
+}
+
+// link adds ch to the list. s.mu is held.
+func (s *server) link(ch *stream) {
 	if ch.next = s.first; ch.next != nil {
 		ch.next.prev = ch
 	}
 	s.first = ch
 	s.streams++
-	return true
 }
 
 // ended forgets an accepted channel.
@@ -118,7 +124,7 @@ func (s *server) listenerEnded(l *listener) {
 
 // checkEmpty tells the drain when nothing is left. s.mu is held.
 func (s *server) checkEmpty() {
-	if !s.closing || len(s.listeners) > 0 {
+	if !s.closing || len(s.listeners) > 0 || len(s.locals.listeners) > 0 {
 		return
 	}
 	select {
@@ -126,7 +132,7 @@ func (s *server) checkEmpty() {
 	default:
 		close(s.deaf)
 	}
-	if s.streams == 0 && len(s.dgrams) == 0 {
+	if s.streams == 0 && len(s.dgrams) == 0 && len(s.locals.channels) == 0 {
 		close(s.empty)
 	}
 }
