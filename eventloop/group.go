@@ -18,10 +18,13 @@ import (
 type GroupConfig struct {
 	Loops   int           // number of loops; 0 means GOMAXPROCS, less is an error
 	Name    string        // begins the names of the loops; "" means "runnel"
-	Poller  string        // "auto", which "" means too, or "epoll"; anything else is an error
+	Poller  string        // "auto", which "" means too, "epoll" or "none"; anything else is an error
 	Choose  Choice        // which loop a new channel gets; unknown ones are an error
 	Offload OffloadConfig // its Logger is the group's if it has none
 	Logger  *zap.Logger   // nil discards
+
+	// With the Poller "none" there are no descriptors: the loops run tasks, timers and
+	// channels that stay in the process. Off Linux "auto" means that.
 
 	// Watchdog is how long a call may hold its loop before that is reported to Logger:
 	// while it lasts, after this time or at the latest after twice that, with what was
@@ -247,6 +250,9 @@ func (g *Group) Release() {
 // descriptors then; here that is an error.
 func startRuntimePoller() error {
 	r, w, err := sys.Pipe()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // not here
+	}
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ func newPoller(name string, fine bool, c *Counters) (poller, error) {
 		}
 		p.fine = fine && sys.Features().EpollPwait2
 		return p, nil
+	case "none":
+		return newNonePoller(), nil
 	default:
 		return nil, fmt.Errorf("eventloop: unknown poller %q", name)
 	}

@@ -18,5 +18,14 @@
 // by Server.Listen, it is a [*Datagram], which has the address of its peer; on one that
 // is connected, by Dialer.Dial, it is as above, without file regions.
 //
-// Netty: epoll transport, ServerBootstrap, Bootstrap.
+// The network "local" stays in the process: a Server and a Dialer meet by a name, or
+// [LocalPair] makes both ends. Messages of any type are handed to the other end as they
+// are, and are its own from then on, also on another loop: file regions and structs
+// too. Only []byte and string become a *buffer.Buf, and a Buf that somebody else holds
+// as well becomes another one over the same memory; empty ones are dropped. So what
+// works over a socket works here. What the other end has not read counts as sent up to
+// 64 KiB, then the queue grows and the water marks count. It works on every system;
+// sockets return errors.ErrUnsupported off Linux.
+//
+// Netty: epoll transport, LocalChannel, ServerBootstrap, Bootstrap.
 package transport

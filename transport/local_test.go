@@ -548,3 +548,48 @@ func TestLocalStress(t *testing.T) {
 		t.Errorf("got %d live buffers, want 0", n)
 	}
 }
+
+// Local channels need no descriptors, so loops without a poller will do.
+func TestLocalWithoutPoller(t *testing.T) {
+	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 2, Poller: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	srv := &Server{Group: g, Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(pipeline.On(func(c *pipeline.Context, n int) error {
+			c.Write(n + 1)
+			return nil
+		}))
+	}}
+	l, err := srv.Listen(ctx, "local", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan int, 1)
+	d := &Dialer{Group: g, Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(pipeline.On(func(_ *pipeline.Context, n int) error {
+			got <- n
+			return nil
+		}))
+	}}
+	ch, err := d.Dial(ctx, "local", l.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		if err := ch.Send(ctx, i); err != nil {
+			t.Fatal(err)
+		}
+		if n := await(t, got, "an answer"); n != i+1 {
+			t.Errorf("got %d, want %d", n, i+1)
+		}
+	}
+	if err := srv.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	await(t, ch.Closed().Done(), "the end of the channel")
+	if err := g.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+}

@@ -85,11 +85,12 @@ type Draining struct{}
 // For several addresses it may be called several times, as may Listen; a drain is
 // that of all of them.
 //
-// network is "tcp", "tcp4", "tcp6" or "unix", or for datagrams "udp", "udp4", "udp6" or
-// "unixgram", see Listen; for IP addr is host:port, where a port of 0 picks one, for
+// network is "tcp", "tcp4", "tcp6", "unix" or "local", or for datagrams "udp", "udp4",
+// "udp6" or "unixgram", see Listen; for IP addr is host:port, where a port of 0 picks one, for
 // Unix a path of up to 107 bytes, @name for an abstract one, or nothing, for an
 // abstract name that the kernel picks. The file of a Unix socket to which nobody
-// listens any more is replaced, nothing else is; it is removed with the listener.
+// listens any more is replaced, nothing else is; it is removed with the listener. For
+// local addr is any name in the process; without one it gets one.
 func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error {
 	l, err := s.Listen(ctx, network, addr)
 	if err != nil {
