@@ -3,7 +3,6 @@ package transport
 import (
 	"net"
 	"net/netip"
-	"os"
 	"sync/atomic"
 )
 
@@ -52,12 +51,4 @@ func ipOf(a net.Addr) net.IP {
 		return a.IP
 	}
 	return nil
-}
-
-// unlink removes the file of a Unix socket that was listened on or bound, as the net
-// package does: it would keep the next server from the address. Abstract names have none.
-func unlink(local net.Addr) {
-	if a, ok := local.(*net.UnixAddr); ok && a.Name != "" && a.Name[0] != '@' {
-		_ = os.Remove(a.Name)
-	}
 }

@@ -89,8 +89,8 @@ type Config struct {
 	// Control is called for every socket that a Server or a Dialer makes, and not for
 	// accepted ones, when its other options are set and before it is bound or connected.
 	// An error of it is that of the Listen or the Dial. It has the form of the hooks of
-	// net.ListenConfig and net.Dialer: network is "tcp4", "tcp6" or "unix", c works only
-	// during the call. It may run on a loop and must not block. Package sockopt has the options.
+	// net.ListenConfig and net.Dialer: network is "tcp4", "udp6" or "unix" for example; c
+	// works only during the call. It may run on a loop and must not block. Package sockopt has the options.
 	Control func(network, address string, c syscall.RawConn) error
 
 	// ReadsPerTurn is how many times a channel may read before the others of its loop

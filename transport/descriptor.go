@@ -112,4 +112,5 @@ func (r rawSocket) Read(func(uintptr) bool) error  { return errRawIO }
 func (r rawSocket) Write(func(uintptr) bool) error { return errRawIO }
 
 func (s *stream) descriptor() *descriptor   { return &s.fd.descriptor }
+func (s *dgram) descriptor() *descriptor    { return &s.fd.descriptor }
 func (l *listener) descriptor() *descriptor { return &l.fd }

@@ -46,7 +46,7 @@ type dgram struct {
 
 	connected bool
 	unix      bool
-	file      net.Addr       // bound to: what is to be removed at the end; nil if there is none
+	file      *socketFile    // bound to: what is to be removed at the end; nil if there is none
 	peer      netip.AddrPort // of a connected UDP socket
 	dialed    func(error)    // to be called when a dialed channel is active
 
@@ -75,14 +75,11 @@ type dgram struct {
 // address of one that is bound.
 func newDgram(cfg *Config, loop *eventloop.Loop, fd int, local net.Addr) *dgram {
 	s := &dgram{cfg: cfg}
-	s.fd.fd = fd
+	s.fd.fd = int32(fd)
 	s.sock = &s.fd
 	if fd >= 0 {
+		s.fd.publish()
 		s.boundTo(local)
-		_, file := local.(*net.UnixAddr)
-		if file {
-			s.file = local
-		}
 	}
 	low, high := cfg.waterMarks(recvSizes[0])
 	s.Setup(s, (*dgramCore)(s), pipeline.BaseConfig{
@@ -115,7 +112,7 @@ func (s *dgram) start(init func(pipeline.Channel) error) {
 		return
 	}
 	if s.fd.fd >= 0 {
-		reg, err := s.Loop().Register(s.fd.fd, s)
+		reg, err := s.Loop().Register(int(s.fd.fd), s)
 		if err != nil {
 			s.closeNow(err)
 			return
@@ -149,12 +146,12 @@ func (s *dgram) connectTo(addr, local net.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err = s.cfg.apply(fd, addr); err == nil && local != nil {
+	var file *socketFile
+	if err = s.cfg.prepare(fd, addr, local); err == nil && local != nil {
 		err = sys.Bind(fd, local)
-	}
-	var file net.Addr
-	if _, ok := local.(*net.UnixAddr); ok && err == nil {
-		file = local
+		if err == nil {
+			file = socketFileOf(local)
+		}
 	}
 	if err == nil {
 		err = sys.Connect(fd, addr)
@@ -163,13 +160,12 @@ func (s *dgram) connectTo(addr, local net.Addr) error {
 		s.reg, err = s.Loop().Register(fd, s)
 	}
 	if err != nil {
-		if file != nil {
-			unlink(file)
-		}
+		file.remove()
 		_ = sys.Close(fd)
 		return err
 	}
-	s.fd.fd, s.file, s.connected = fd, file, true
+	s.fd.fd, s.file, s.connected = int32(fd), file, true
+	s.fd.publish()
 	if a, err := sys.LocalAddr(fd, addr.Network()); err == nil {
 		s.boundTo(a)
 	}

@@ -325,9 +325,7 @@ func (s *dgram) closeNow(reason error) {
 	}
 	s.closeTimer, s.resting = nil, nil
 	end := func() {
-		if s.file != nil {
-			unlink(s.file)
-		}
+		s.file.remove()
 		if s.fd.fd >= 0 {
 			s.sock.close()
 		}

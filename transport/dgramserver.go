@@ -27,14 +27,14 @@ func (s *Server) listenDatagram(network string, local net.Addr) (pipeline.Channe
 	}
 	var first *dgram
 	for _, loop := range loops {
-		fd, bound, err := s.bindDatagram(network, local)
+		fd, bound, file, err := s.bindDatagram(network, local)
 		if err != nil {
 			err = &OpError{Op: "listen", Addr: local, Err: err}
 		} else {
 			local = bound // the port that was picked is for all
 			g.Hold()
 			ch := newDgram(&s.s.cfg, loop, fd, bound)
-			ch.srv = s.s
+			ch.srv, ch.file = s.s, file
 			err = s.s.startDgram(ch)
 			switch {
 			case err != nil:
@@ -56,10 +56,10 @@ func (s *Server) listenDatagram(network string, local net.Addr) (pipeline.Channe
 
 // bindDatagram makes a datagram socket that is bound to local. It returns the address
 // that it got.
-func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, error) {
+func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, *socketFile, error) {
 	fd, err := sys.Socket(local)
 	if err != nil {
-		return -1, nil, err
+		return -1, nil, nil, err
 	}
 	if udp, ok := local.(*net.UDPAddr); ok {
 		// No SO_REUSEADDR: with datagrams it takes the port from who has it.
@@ -74,17 +74,22 @@ func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, er
 		err = s.s.cfg.apply(fd, local)
 	}
 	if err == nil {
-		err = sys.Bind(fd, local)
+		err = s.s.cfg.control(fd, local)
+	}
+	var file *socketFile
+	if err == nil {
+		file, err = bindSocket(fd, local, nil)
 	}
 	var bound net.Addr
 	if err == nil {
 		bound, err = sys.LocalAddr(fd, local.Network())
 	}
 	if err != nil {
+		file.remove()
 		_ = sys.Close(fd)
-		return -1, nil, err
+		return -1, nil, nil, err
 	}
-	return fd, bound, nil
+	return fd, bound, file, nil
 }
 
 // startDgram starts a channel that is bound, whose group is held for it. If that fails
@@ -92,7 +97,7 @@ func (s *Server) bindDatagram(network string, local net.Addr) (int, net.Addr, er
 func (s *server) startDgram(ch *dgram) error {
 	local := ch.local.load()
 	lost := func() {
-		unlink(local)
+		ch.file.remove()
 		ch.sock.close()
 		ch.Loop().Group().Release()
 	}

@@ -113,7 +113,7 @@ type dgramParts struct {
 
 // fdDgramSocket is a datagram socket of the kernel.
 type fdDgramSocket struct {
-	fd int
+	descriptor
 	v6 bool
 }
 
@@ -123,7 +123,7 @@ func (s *fdDgramSocket) receive(in *dgramSlots, n, max int) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := sys.Recvmmsg(s.fd, in.batch, n)
+	n, err := sys.Recvmmsg(int(s.fd), in.batch, n)
 	for i := range n {
 		d := &in.slots[i]
 		d.buf.Filled(in.batch, i)
@@ -156,7 +156,7 @@ func (s *fdDgramSocket) send(q *dgramQueue, n int, out *dgramParts) (int, error)
 		}
 		slow = slow || e.buf.Mapped()
 	}
-	return sys.Sendmmsg(s.fd, out.batch, slow)
+	return sys.Sendmmsg(int(s.fd), out.batch, slow)
 }
 
 // address adds a datagram to the batch.
@@ -172,11 +172,9 @@ func (s *fdDgramSocket) address(e *outDatagram, parts []sys.Iovec, batch *sys.Me
 }
 
 func (s *fdDgramSocket) socketError() error {
-	err := sys.SocketError(s.fd)
+	err := sys.SocketError(int(s.fd))
 	if err == nil {
-		sys.DropErrors(s.fd)
+		sys.DropErrors(int(s.fd))
 	}
 	return err
 }
-
-func (s *fdDgramSocket) close() { _ = sys.Close(s.fd) }

@@ -101,11 +101,10 @@ func (c *Config) control(fd int, addr net.Addr) error {
 		return nil
 	}
 	network := addr.Network()
-	if a, ok := addr.(*net.TCPAddr); ok {
-		network = "tcp6"
-		if a.IP.To4() != nil {
-			network = "tcp4"
-		}
+	if ip := ipOf(addr); ip.To4() != nil {
+		network += "4"
+	} else if _, unix := addr.(*net.UnixAddr); !unix {
+		network += "6"
 	}
 	return c.Control(network, addr.String(), rawSocket(fd))
 }

@@ -272,7 +272,7 @@ func (s *Server) listenOn(fd int, network string, local net.Addr) (net.Addr, *so
 	if backlog <= 0 {
 		backlog = defaultBacklog
 	}
-	file, err := bindAndListen(fd, local, backlog)
+	file, err := bindSocket(fd, local, func() error { return sys.Listen(fd, backlog) })
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,10 +16,10 @@ const (
 	lockRetry = 10 * time.Millisecond
 )
 
-// bindAndListen gives fd its address and has it listen. The file of a Unix socket on
-// which nobody listens any more, because its server was killed, does not stand in the
-// way. It may sleep.
-func bindAndListen(fd int, local net.Addr, backlog int) (*socketFile, error) {
+// bindSocket gives fd its address and calls then, which has it listen and may be nil.
+// The file of a Unix socket that nobody has any more, because its server was killed,
+// does not stand in the way. It may sleep.
+func bindSocket(fd int, local net.Addr, then func() error) (*socketFile, error) {
 	var lock *os.File
 	path, ok := pathOf(local)
 	if ok {
@@ -34,9 +34,11 @@ func bindAndListen(fd int, local net.Addr, backlog int) (*socketFile, error) {
 		return nil, err
 	}
 	file := socketFileOf(local)
-	if err := sys.Listen(fd, backlog); err != nil {
-		file.remove()
-		return nil, err
+	if then != nil {
+		if err := then(); err != nil {
+			file.remove()
+			return nil, err
+		}
 	}
 	return file, nil
 }
@@ -64,7 +66,7 @@ func lockDir(path string) *os.File {
 	return nil
 }
 
-// removeStale removes what is at path if it is a socket to which nobody listens. The
+// removeStale removes what is at path if it is a socket that nobody has. The
 // directory is locked.
 func removeStale(path string, addr net.Addr) bool {
 	before, err := os.Lstat(path)

@@ -120,6 +120,27 @@ func TestUnixSocketInTheWay(t *testing.T) {
 	}
 }
 
+// Sockets of datagrams keep the same rule.
+func TestUnixDatagramInTheWay(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &Server{}
+	if _, err := srv.Listen(context.Background(), "unixgram", path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("somebody there: got %v, want EADDRINUSE", err)
+	}
+	c.Close() // which leaves the file
+	if _, err := srv.Listen(context.Background(), "unixgram", path); err != nil {
+		t.Errorf("nobody there any more: got %v, want nil", err)
+	}
+	shutDown(t, srv)
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("got %v after Shutdown, want it gone", err)
+	}
+}
+
 // Of many servers that find the same stale socket one gets the address, and it keeps
 // it: no other one takes its socket for the stale one.
 func TestUnixSocketManyServers(t *testing.T) {

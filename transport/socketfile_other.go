@@ -7,4 +7,6 @@ import (
 	"net"
 )
 
-func bindAndListen(int, net.Addr, int) (*socketFile, error) { return nil, errors.ErrUnsupported }
+func bindSocket(int, net.Addr, func() error) (*socketFile, error) {
+	return nil, errors.ErrUnsupported
+}

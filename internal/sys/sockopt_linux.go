@@ -33,6 +33,7 @@ var (
 	SocketKeepAlive    = Option{unix.SOL_SOCKET, unix.SO_KEEPALIVE}
 	SocketSendBuffer   = Option{unix.SOL_SOCKET, unix.SO_SNDBUF}
 	SocketRecvBuffer   = Option{unix.SOL_SOCKET, unix.SO_RCVBUF}
+	SocketBroadcast    = Option{unix.SOL_SOCKET, unix.SO_BROADCAST}
 	SocketReuseAddr    = Option{unix.SOL_SOCKET, unix.SO_REUSEADDR}
 	SocketReusePort    = Option{unix.SOL_SOCKET, unix.SO_REUSEPORT}
 	SocketPriority     = Option{unix.SOL_SOCKET, unix.SO_PRIORITY}

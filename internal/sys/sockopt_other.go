@@ -12,7 +12,7 @@ var (
 	TCPNoDelay, TCPCork, TCPQuickAck, TCPKeepIdle, TCPKeepInterval, TCPKeepCount,
 	TCPUserTimeout, TCPNotSentLowAt, TCPDeferAccept, TCPFastOpen, TCPFastOpenConnect,
 	IPTOS, IPFreeBind, IPTransparent, IPBindNoPort, IPv6TClass, IPv6V6Only,
-	SocketKeepAlive, SocketSendBuffer, SocketRecvBuffer, SocketReuseAddr, SocketReusePort,
+	SocketKeepAlive, SocketSendBuffer, SocketRecvBuffer, SocketBroadcast, SocketReuseAddr, SocketReusePort,
 	SocketPriority, SocketMark, SocketBusyPoll, SocketIncomingCPU, SocketIncomingNAPI Option
 )
 

@@ -464,3 +464,43 @@ func TestWithoutSocket(t *testing.T) {
 		t.Errorf("got %v, want ErrUnsupported", err)
 	}
 }
+
+// Channels of datagrams have options like others.
+func TestDatagrams(t *testing.T) {
+	var mu sync.Mutex
+	var calls []string
+	cfg := transport.Config{Control: func(network, address string, c syscall.RawConn) error {
+		mu.Lock()
+		defer mu.Unlock()
+		calls = append(calls, network+" "+address)
+		return sockopt.FreeBind.SetRaw(c, true)
+	}}
+	srv := &transport.Server{Config: cfg}
+	defer srv.Shutdown(context.Background())
+	bound, err := srv.Listen(context.Background(), "udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialed, err := (&transport.Dialer{Config: cfg}).Dial(context.Background(), "udp", bound.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ch := range []pipeline.Channel{bound, dialed} {
+		if on, err := sockopt.FreeBind.Get(ch); err != nil || !on {
+			t.Errorf("FreeBind of %v: got %v, %v; want true", ch, on, err)
+		}
+		check(sockopt.TypeOfService, 0x2b, 0x2b)(t, ch) // with ECN, which is TCP's elsewhere
+		check(sockopt.Broadcast, true, true)(t, ch)
+	}
+	mu.Lock()
+	want := []string{"udp4 127.0.0.1:0", "udp4 " + bound.LocalAddr().String()}
+	if len(calls) != 2 || calls[0] != want[0] || calls[1] != want[1] {
+		t.Errorf("got calls %q, want %q", calls, want)
+	}
+	mu.Unlock()
+	dialed.Close()
+	await(t, dialed.Closed().Done(), "the end of the channel")
+	if err := sockopt.TypeOfService.Set(dialed, 0); !errors.Is(err, pipeline.ErrClosed) {
+		t.Errorf("after the end: got %v, want ErrClosed", err)
+	}
+}

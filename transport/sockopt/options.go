@@ -74,6 +74,8 @@ var (
 	SendBuffer = intOption("SO_SNDBUF", sys.SocketSendBuffer)
 	// RecvBuffer likewise, up to twice net.core.rmem_max. Netty: SO_RCVBUF.
 	RecvBuffer = intOption("SO_RCVBUF", sys.SocketRecvBuffer)
+	// Broadcast lets datagrams go to a network's broadcast address. Netty: SO_BROADCAST.
+	Broadcast = boolOption("SO_BROADCAST", sys.SocketBroadcast)
 	// ReuseAddr, before the bind, allows an address of which old connections are in
 	// their last wait. A transport.Server sets it. Netty: SO_REUSEADDR.
 	ReuseAddr = boolOption("SO_REUSEADDR", sys.SocketReuseAddr)
