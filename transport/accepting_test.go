@@ -211,6 +211,9 @@ func TestShedding(t *testing.T) {
 		t.Errorf("after the first pause: got %d shed, %d channels; want 3, 0", got, len(r.chs))
 	}
 	r.wantPaused(t, true, "after shedding")
+	if n := r.shed; n != 3 {
+		t.Errorf("to be logged as shed: got %d, want 3", n)
+	}
 	r.m.Advance(2 * minAcceptBackoff)
 	r.come(nil)
 	if len(r.chs) != 1 {

@@ -49,6 +49,7 @@ type listener struct {
 	waiting  *eventloop.Timer
 	atLimit  bool // no free place, as last seen
 	errs     rarely
+	shed     int // connections closed unserved since errs was last logged
 	limits   rarely
 	done     bool
 }
@@ -194,7 +195,9 @@ func (l *listener) acceptFailed(err error) {
 	}
 	// A short lack costs nobody anything. When it lasts, who waits is told.
 	if l.backoff > 0 && isAny(err, descriptorErrors) {
-		if l.srv.shed(l) == maxShed {
+		n := l.srv.shed(l)
+		l.shed += n
+		if n == maxShed {
 			l.backoff = 0
 		}
 	}
@@ -205,7 +208,9 @@ func (l *listener) acceptFailed(err error) {
 func (l *listener) pause(err error) {
 	if skipped, ok := l.errs.now(l.Loop().Now()); ok {
 		l.Logger().Error("accept failed, pausing",
-			zap.Error(&OpError{Op: "accept", Addr: l.local.load(), Err: err}), zap.Int("not_logged", skipped))
+			zap.Error(&OpError{Op: "accept", Addr: l.local.load(), Err: err}),
+			zap.Int("not_logged", skipped), zap.Int("closed_unserved", l.shed))
+		l.shed = 0
 	}
 	l.backoff = min(max(2*l.backoff, minAcceptBackoff), maxAcceptBackoff)
 	l.waiting = l.Loop().Schedule(l.backoff, func() {

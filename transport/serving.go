@@ -107,7 +107,9 @@ func (s *server) ended(ch *stream) {
 	}
 	ch.prev, ch.next = nil, nil
 	s.streams--
-	s.freePlace()
+	if ch.Parent() != nil { // else it came some other way, and took no place
+		s.freePlace()
+	}
 	s.checkEmpty()
 }
 
