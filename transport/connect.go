@@ -13,6 +13,8 @@ import (
 const (
 	// minAddressTime is what an address gets at least, if there is as much left.
 	minAddressTime = 2 * time.Second
+	// connectRetry is when a Unix socket is tried again that has no room.
+	connectRetry = 10 * time.Millisecond
 	// maxSelfConnects is how often an address is tried again that was our own.
 	maxSelfConnects = 3
 )
@@ -42,7 +44,7 @@ type connecting struct {
 	local net.Addr
 	p     *eventloop.Promise
 	err   error            // of the first address that failed
-	timer *eventloop.Timer // of the address being tried, if others are left
+	timer *eventloop.Timer // of the address being tried, if others are left, or until it is tried again
 	selfs int              // times the address was our own
 }
 
@@ -78,6 +80,10 @@ func (s *stream) connectNext() {
 			s.updateInterest()
 			return
 		}
+		if err == sys.ErrAgain {
+			s.connectAgain(addr)
+			return
+		}
 		if err == nil && s.connected() {
 			return
 		}
@@ -86,6 +92,19 @@ func (s *stream) connectNext() {
 		}
 	}
 	s.closeNow(false, d.err)
+}
+
+// connectAgain tries a Unix socket again later whose listener has as many waiting as it
+// may. Of TCP the kernel does that by itself; here nothing tells when there is room.
+func (s *stream) connectAgain(addr net.Addr) {
+	d := s.rare.dial
+	s.dropSocket()
+	d.addrs = append([]net.Addr{addr}, d.addrs...)
+	d.timer = s.Loop().Schedule(connectRetry, func() {
+		if s.at == streamConnecting && s.rare.dial == d {
+			s.connectNext()
+		}
+	})
 }
 
 // limitAddress bounds the time for addr, if there are others to try after it.
@@ -155,6 +174,11 @@ func (s *stream) connectFailed(addr net.Addr, err error) {
 	if s.rare.dial.err == nil {
 		s.rare.dial.err = &OpError{Op: "connect", Addr: addr, Err: err}
 	}
+	s.dropSocket()
+}
+
+// dropSocket closes the socket of a connect that has not come about.
+func (s *stream) dropSocket() {
 	if s.reg != nil {
 		fd := int(s.fd.fd)
 		s.reg.Close(func() { _ = sys.Close(fd) })

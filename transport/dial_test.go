@@ -58,7 +58,11 @@ func newDialRig(t *testing.T, d *Dialer, deadline time.Duration, addrs ...string
 	r.stream = newStream(&cfg, r.m.Loop(), nil, -1)
 	var list []net.Addr
 	for _, a := range addrs {
-		list = append(list, literal("tcp", a)...)
+		network := "tcp"
+		if a[0] == '/' {
+			network = "unix"
+		}
+		list = append(list, literal(network, a)...)
 	}
 	r.m.Enter(func() {
 		d.connect(r.stream, list, r.Loop().Now().Add(deadline), func(err error) { r.result = append(r.result, err) })
@@ -106,6 +110,47 @@ func TestAddressThatDoesNotAnswer(t *testing.T) {
 	r.ended()
 	if len(r.result) != 1 || !errors.Is(r.result[0], ErrConnectTimeout) {
 		t.Errorf("got %v, want the time-out of the first address", r.result)
+	}
+}
+
+// A Unix socket whose listener has as many waiting as it may is tried again until there
+// is room, or the time is over.
+func TestUnixListenerWithoutRoom(t *testing.T) {
+	addr := anyAddr(t, "unix")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: addr}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	waiting, err := net.Dial("unix", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+
+	r := newDialRig(t, &Dialer{}, time.Minute, addr)
+	r.m.Enter(func() { r.Read(); r.SetAutoRead(false); r.SetAutoRead(true) }) // which must not wake it
+	r.m.Advance(time.Second)
+	if len(r.result) != 0 || r.fd.fd >= 0 {
+		t.Fatalf("without room: got %v and descriptor %d, want no outcome and none", r.result, r.fd.fd)
+	}
+	given := newDialRig(t, &Dialer{}, time.Minute, addr)
+	given.m.Enter(func() { given.Abort(pipeline.CloseNow, errors.New("over")) })
+	given.m.Advance(time.Second)
+	if len(given.result) != 1 || given.result[0] == nil {
+		t.Errorf("given up: got %v, want one error", given.result)
+	}
+	c, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(c)
+	r.m.Advance(connectRetry)
+	if len(r.result) != 1 || r.result[0] != nil || !r.Active() {
+		t.Errorf("with room: got %v, active %v; want nil, true", r.result, r.Active())
 	}
 }
 
