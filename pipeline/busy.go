@@ -7,8 +7,19 @@ const drained = 1 << 30
 // Begin implements [Channel].
 func (b *Base) Begin() { b.busy.Add(1) }
 
-// End implements [Channel].
+// End implements [Channel]. Elsewhere than on the loop it takes the way of the writes
+// before it, or a drain that begins just then would close the channel ahead of them.
 func (b *Base) End() {
+	if b.loop.InLoop() || b.loop.Submit((*endOne)(b)) != nil {
+		(*endOne)(b).Run()
+	}
+}
+
+// endOne is the Base as the task that takes back one Begin.
+type endOne Base
+
+func (t *endOne) Run() {
+	b := (*Base)(t)
 	switch n := b.busy.Add(-1); {
 	case n&(drained-1) == drained-1:
 		panic("pipeline: End without Begin")

@@ -57,23 +57,32 @@ func TestCloseIdle(t *testing.T) {
 	}
 }
 
-// Off the loop, End comes behind what the same goroutine has written.
+// Off the loop, End comes behind what the same goroutine has written, also if the drain
+// begins in between.
 func TestEndElsewhere(t *testing.T) {
-	ch := embedded.NewTest(t, embedded.Config{})
-	ch.Do(func() { ch.Begin(); ch.CloseIdle() })
-	done := make(chan struct{})
-	go func() {
-		ch.Write("answer")
-		ch.End()
-		close(done)
-	}()
-	<-done
-	if !ch.Open() {
-		t.Error("closed before the loop has come to it")
-	}
-	ch.Run()
-	if ch.Open() || ch.ReadOutbound() != "answer" {
-		t.Error("want a closed channel and the answer")
+	for _, before := range []bool{true, false} {
+		ch := embedded.NewTest(t, embedded.Config{})
+		ch.Do(ch.Begin)
+		if before {
+			ch.Do(ch.CloseIdle)
+		}
+		done := make(chan struct{})
+		go func() {
+			ch.Write("answer")
+			ch.End()
+			close(done)
+		}()
+		<-done
+		if !ch.Open() {
+			t.Error("closed before the loop has come to it")
+		}
+		if !before {
+			ch.Manual().Enter(ch.CloseIdle) // ahead of what is on its way to the loop
+		}
+		ch.Run()
+		if ch.Open() || ch.ReadOutbound() != "answer" {
+			t.Errorf("drained before %v: got open %v, want a closed channel and the answer", before, ch.Open())
+		}
 	}
 }
 
@@ -89,7 +98,7 @@ func TestEndWithoutBegin(t *testing.T) {
 					t.Errorf("after CloseIdle %v: no panic", idle)
 				}
 			}()
-			ch.End()
+			ch.Do(ch.End)
 		}()
 	}
 }

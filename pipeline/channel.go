@@ -91,7 +91,8 @@ type Channel interface {
 	// as often as Begin, or when its time is over. Nothing else waits for it. An Offload,
 	// and what waits for an [Offloaded] handler, count without being announced.
 	Begin()
-	// End takes back one Begin. What was written before leaves. End without Begin panics.
+	// End takes back one Begin. What the same goroutine has written before leaves. End
+	// without Begin panics, on the loop.
 	End()
 
 	// AutoRead reports whether the channel reads on its own.
