@@ -3,9 +3,11 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 
 	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -27,7 +29,9 @@ const (
 //
 // A side that takes nothing holds up the other: what is under way is bounded, 512 KiB
 // each way at most and 32 MiB for all relays of a process, besides what is in the
-// kernel's socket buffers. A half-close is passed on. When one channel closes, for
+// kernel's socket buffers: 128 KiB to be sent, unless Config.UnsentLimit says otherwise, and
+// whatever the system lets a receive buffer grow to (tcp_rmem in tcp(7)), or
+// Config.RecvBuffer. A half-close is passed on. When one channel closes, for
 // whatever reason, the other gets what was still under way to it and is closed. The
 // handlers of both stay where they are and are told of errors and closes, but of no
 // message; a half-close is an [pipeline.OutputShutdown] of the other side.
@@ -111,6 +115,8 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 	a.needRare().from, a.rare.into = up, down
 	b.needRare().from, b.rare.into = down, up
 	a.relayed, b.relayed = true, true
+	a.limitUnsent(relayUnsent)
+	b.limitUnsent(relayUnsent)
 	for _, w := range []*way{up, down} {
 		w.src.updateInterest()
 		if w.src.inputShut {
@@ -161,6 +167,7 @@ func (r *Relay) Stop() {
 	for i := range r.ways {
 		w := &r.ways[i]
 		w.src.relayed = false
+		w.src.limitUnsent(0)
 		if w.dst.out.piped == 0 {
 			w.endMirrors()
 		}
@@ -178,6 +185,19 @@ func (r *Relay) Stop() {
 func (r *Relay) Stats() RelayStats {
 	up, down := &r.ways[0], &r.ways[1]
 	return RelayStats{Up: up.stats(), Down: down.stats(), Mirrored: up.mirrored.Load(), Dropped: up.dropped.Load()}
+}
+
+// relayUnsent is how many bytes that it has not sent yet the kernel takes for a relayed
+// socket. Left to itself it would take 4 MiB for a peer that does not read, and that for
+// each of them; it costs nothing where peers read.
+const relayUnsent = 128 << 10
+
+// limitUnsent sets TCP_NOTSENT_LOWAT, 0 for the system's, unless Config has a limit.
+func (s *stream) limitUnsent(n int) {
+	f, ok := s.sock.(*fdSocket)
+	if _, tcp := s.remote.load().(*net.TCPAddr); ok && tcp && s.cfg.UnsentLimit == 0 && s.at == streamOpen {
+		_ = sys.SetOption(int(f.fd), sys.TCPNotSentLowAt, n) // it works without
+	}
 }
 
 // relayEnded closes what a channel that has just closed was joined with.
