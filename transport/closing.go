@@ -107,7 +107,7 @@ func (s *stream) closeTimedOut() {
 			return
 		}
 		s.closeNow(false, s.rare.reason)
-	case streamNew, streamConnecting, streamOpen, streamClosed:
+	case streamNew, streamConnecting, streamOpen, streamFailing, streamClosed:
 	}
 }
 
@@ -214,7 +214,7 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 		if !s.inFlush && s.at == streamClosing {
 			s.settle()
 		}
-	case streamClosing, streamLingering:
+	case streamClosing, streamLingering, streamFailing:
 		if mode != pipeline.CloseFlushed {
 			s.closeNow(mode == pipeline.CloseReset, reason)
 		}

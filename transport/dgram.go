@@ -20,6 +20,7 @@ const (
 	dgramNew     dgramState = iota // no socket, or one that is not registered yet
 	dgramOpen                      // reads and writes
 	dgramClosing                   // closed by its user; the queue is leaving
+	dgramFailing                   // the handlers are being told of the error that ends it
 	dgramClosed
 )
 
@@ -400,10 +401,12 @@ func (s *dgram) fed() {
 }
 
 // fail closes the channel because of a failed system call, and tells the handlers.
+// What they write meanwhile is refused: it could fail for the same reason.
 func (s *dgram) fail(op string, err error) {
-	if s.at == dgramClosed {
+	if s.at >= dgramFailing {
 		return
 	}
+	s.at = dgramFailing
 	failure := &OpError{Op: op, Addr: s.remote.load(), Err: err}
 	s.Pipeline().FireError(failure)
 	s.closeNow(failure)

@@ -258,6 +258,28 @@ func TestDatagramBackpressure(t *testing.T) {
 	}
 }
 
+// What a handler writes when it is told that the queue is too long is refused.
+func TestDatagramWriteInHandleError(t *testing.T) {
+	var r *dgramRig
+	told := 0
+	r = newDgramRig(t, rigConfig{Config: Config{MaxPending: 50_000}}, pipeline.OnError(func(c *pipeline.Context, err error) {
+		if told++; told < 10 {
+			c.Write(to("a", "sorry"))
+			c.Flush()
+		}
+		c.FireError(err)
+	}))
+	r.k.take = []takeStep{{err: sys.ErrAgain}}
+	r.do(func() {
+		for i := 0; r.Open() && i < 10_000; i++ {
+			r.Write(to("a", letters(100)))
+		}
+	})
+	if told != 1 {
+		t.Errorf("HandleError: got %d calls, want 1", told)
+	}
+}
+
 // Slices of one block that are queued one behind the other are charged for it once,
 // and many parts of others' memory for all of it.
 func TestDatagramCharge(t *testing.T) {

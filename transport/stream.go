@@ -22,6 +22,7 @@ const (
 	streamOpen                          // reads and writes
 	streamClosing                       // closed by its user; the queue is leaving
 	streamLingering                     // the queue has left; what the peer still sends is dropped
+	streamFailing                       // the handlers are being told of the error that ends it
 	streamClosed
 )
 
@@ -192,10 +193,7 @@ func (s *stream) contain() {
 
 func (s *stream) broken(v any) {
 	err := &pipeline.PanicError{Value: v, Handler: "transport", Stack: debug.Stack()}
-	if s.at != streamClosed {
-		s.Pipeline().FireError(err)
-	}
-	s.closeNow(false, err)
+	s.failWith(err)
 }
 
 func (s *stream) ready(ev eventloop.Event) {
@@ -268,7 +266,7 @@ func (s *stream) updateInterest() {
 	}
 	var ev eventloop.Event
 	switch s.at {
-	case streamNew, streamClosed:
+	case streamNew, streamFailing, streamClosed:
 		return
 	case streamConnecting:
 		ev = eventloop.EventWrite
@@ -424,12 +422,20 @@ func (s *stream) inputEnded() {
 
 // fail closes the channel because of a failed system call, and tells the handlers.
 func (s *stream) fail(op string, err error) {
-	if s.at == streamClosed {
-		return
+	if s.at < streamFailing {
+		s.failWith(&OpError{Op: op, Addr: s.remote.load(), Err: err})
 	}
-	failure := &OpError{Op: op, Addr: s.remote.load(), Err: err}
-	s.Pipeline().FireError(failure)
-	s.closeNow(false, failure)
+}
+
+// failWith tells the handlers of err and closes the channel. What they write meanwhile
+// is refused: to send it, or only to queue it, could fail for the same reason, over and
+// over.
+func (s *stream) failWith(err error) {
+	if s.at < streamFailing {
+		s.at = streamFailing
+		s.Pipeline().FireError(err)
+	}
+	s.closeNow(false, err)
 }
 
 // streamCore is the stream as the pipeline's head sees it.

@@ -14,6 +14,7 @@ import (
 // What Netty's suite has as SocketExceptionHandlingTest.
 var handlerTests = []test{
 	{"6.10 an error goes to the handlers and leaves the channel open", errorInRead},
+	{"an error of the transport is told once, though it is answered", errorAnswered},
 }
 
 func init() {
@@ -51,6 +52,59 @@ func errorInRead(f *fixture) {
 	}
 	if !a.ch.Active() || len(a.errs) != 3 {
 		f.Errorf("active %v after %d errors, want true after 3", a.ch.Active(), len(a.errs))
+	}
+}
+
+// errorAnswered has handlers that answer an error, as those of a protocol do. If the
+// channel ends by the error the answer is refused: it would fail for the same reason,
+// and be answered again.
+func errorAnswered(f *fixture) {
+	for _, why := range []error{transport.ErrSlowPeer, nil} {
+		told := 0
+		w := f.expect(1)
+		answer := pipeline.OnError(func(c *pipeline.Context, err error) {
+			if told++; told > 10 {
+				return
+			}
+			if told == 1 {
+				c.WriteThen("sorry", w.then())
+			}
+			c.Write(pooled(make([]byte, 100)))
+			c.Flush()
+			c.FireError(err)
+			c.Close()
+		})
+		cfg := transport.Config{}
+		if why != nil {
+			cfg.MaxPending = 300_000
+		}
+		a, d := f.end(transport.Config{ManualRead: true}), f.end(cfg, answer)
+		f.connect(a, d)
+		if why != nil {
+			d.do(func() {
+				for i := 0; i < 100_000 && d.ch.Open(); i++ {
+					d.ch.Write(pooled(make([]byte, 10_000)))
+				}
+			})
+		} else {
+			a.ch.Reset()
+			a.waitLog("removed")
+			d.ch.Write("to nobody")
+			if f.tr.NoReset { // perhaps it is no error for d that a has gone
+				d.waitLog("removed")
+				if d.saw("error") == 0 {
+					w.then()(pipeline.ErrClosed)
+				}
+			}
+		}
+		w.wantAll(pipeline.ErrClosed)
+		d.waitLog("removed")
+		if n := d.saw("error"); n > 1 || why != nil && n != 1 {
+			f.Errorf("errors: got %v, want one", d.errs)
+		}
+		if why != nil && !errors.Is(d.ch.CloseReason(), why) {
+			f.Errorf("close reason: got %v, want %v", d.ch.CloseReason(), why)
+		}
 	}
 }
 
