@@ -289,9 +289,10 @@ func (s *localChannel) inputEnded() {
 
 // fail closes the channel because its connection is broken, and tells the handlers.
 func (s *localChannel) fail(op string, err error) {
-	if s.at == streamClosed {
+	if s.at >= streamFailing {
 		return
 	}
+	s.at = streamFailing // what the handlers write meanwhile is refused, see stream.failWith
 	failure := &OpError{Op: op, Addr: s.remote.load(), Err: err}
 	s.Pipeline().FireError(failure)
 	s.closeNow(false, failure)
@@ -651,7 +652,7 @@ func (c *localCore) DoClose(mode pipeline.CloseMode, reason error) {
 		s.closeNow(mode == pipeline.CloseReset, reason)
 		return
 	}
-	if s.at == streamClosing {
+	if s.at == streamClosing || s.at == streamFailing {
 		return
 	}
 	s.at, s.reason = streamClosing, reason
