@@ -12,4 +12,7 @@ func TestConformance(t *testing.T) {
 	for name, tr := range transporttest.Networks() {
 		t.Run(name, func(t *testing.T) { transporttest.Run(t, tr) })
 	}
+	for name, tr := range transporttest.Local() {
+		t.Run(name, func(t *testing.T) { transporttest.Run(t, tr) })
+	}
 }

@@ -16,17 +16,17 @@ import (
 // SocketMultipleConnectTest, SocketChannelNotYetConnectedTest, ServerSocketSuspendTest,
 // SocketAddressesTest, AbstractSocketReuseFdTest; only for networks.
 var connectTests = []test{
-	{"addresses", addresses},
-	{"9.4 a refused connection", refused},
-	{"9.4 a second connect fails alone", secondConnect},
-	{"9.4 what was written before a failed connect fails", writesBeforeRefusal},
-	{"an Init that fails", initFails},
-	{"4.9 a listener can be suspended", suspended},
-	{"4.9 accepted channels are the listener's messages", children},
-	{"4.9 an Init of an accepted channel that fails", childInitFails},
-	{"closing the listener leaves its channels", listenerCloses},
-	{"many connections, each with bytes of its own", manyConnections},
-	{"connections one after the other never meet", reusedDescriptors},
+	{name: "addresses", run: addresses},
+	{name: "9.4 a refused connection", run: refused},
+	{name: "9.4 a second connect fails alone", run: secondConnect},
+	{name: "9.4 what was written before a failed connect fails", run: writesBeforeRefusal},
+	{name: "an Init that fails", run: initFails},
+	{name: "4.9 a listener can be suspended", run: suspended},
+	{name: "4.9 accepted channels are the listener's messages", run: children},
+	{name: "4.9 an Init of an accepted channel that fails", run: childInitFails},
+	{name: "closing the listener leaves its channels", run: listenerCloses},
+	{name: "many connections, each with bytes of its own", run: manyConnections},
+	{name: "connections one after the other never meet", run: reusedDescriptors},
 }
 
 func addresses(f *fixture) {

@@ -12,20 +12,20 @@ import (
 // The ends of the two directions, each by itself: what Netty's suite has as
 // SocketHalfClosedTest, SocketShutdownOutputByPeerTest, SocketShutdownOutputBySelfTest.
 var endTests = []test{
-	{"9.1 the end of the peer's stream closes", peerEnds},
-	{"9.1 the end of the peer's stream lets what was written leave", peerEndsWithQueue},
-	{"9.1 with HalfClose the end of the peer's stream is an event, once", halfClosedByPeer},
-	{"9.1 with HalfClose all that was sent comes before the event", dataBeforeShutdown},
-	{"9.1 with HalfClose and reading by hand the end waits to be asked for", halfClosedByHand},
-	{"9.2 CloseWrite lets what was written leave", closeWriteFlushes},
-	{"9.2 CloseWrite leaves reading alone", closeWriteReads},
-	{"9.2 writes behind CloseWrite fail", writeBehindCloseWrite},
-	{"9.2 CloseWrite changes no writability", closeWriteWritability},
-	{"9.2 CloseWrite before the channel is active, twice, and after the end", closeWriteAnyTime},
-	{"9.2 both ends close their sending sides", bothCloseWrite},
-	{"9 a peer that is gone ends a half-closed channel", peerGoneWhileHalfClosed},
-	{"9 a peer that resets ends a half-closed channel", peerResetsWhileHalfClosed},
-	{"9 a peer that resets ends a channel that has closed its sending side", peerResetsBehindCloseWrite},
+	{name: "9.1 the end of the peer's stream closes", run: peerEnds},
+	{name: "9.1 the end of the peer's stream lets what was written leave", run: peerEndsWithQueue},
+	{name: "9.1 with HalfClose the end of the peer's stream is an event, once", run: halfClosedByPeer},
+	{name: "9.1 with HalfClose all that was sent comes before the event", run: dataBeforeShutdown},
+	{name: "9.1 with HalfClose and reading by hand the end waits to be asked for", run: halfClosedByHand},
+	{name: "9.2 CloseWrite lets what was written leave", run: closeWriteFlushes},
+	{name: "9.2 CloseWrite leaves reading alone", run: closeWriteReads},
+	{name: "9.2 writes behind CloseWrite fail", run: writeBehindCloseWrite},
+	{name: "9.2 CloseWrite changes no writability", run: closeWriteWritability},
+	{name: "9.2 CloseWrite before the channel is active, twice, and after the end", run: closeWriteAnyTime},
+	{name: "9.2 both ends close their sending sides", run: bothCloseWrite},
+	{name: "9 a peer that is gone ends a half-closed channel", run: peerGoneWhileHalfClosed},
+	{name: "9 a peer that resets ends a half-closed channel", run: peerResetsWhileHalfClosed},
+	{name: "9 a peer that resets ends a channel that has closed its sending side", run: peerResetsBehindCloseWrite},
 }
 
 const (

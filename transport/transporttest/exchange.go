@@ -14,18 +14,18 @@ import (
 // SocketFixedLengthEchoTest, SocketGatheringWriteTest, CompositeBufferGatheringWriteTest,
 // SocketBufReleaseTest, WriteBeforeRegisteredTest.
 var exchangeTests = []test{
-	{"echo of one byte", func(f *fixture) { echoes(f, 1, 1) }},
-	{"echo of small messages", func(f *fixture) { echoes(f, min(20_000, f.bulk), 100) }},
-	{"echo of large messages", func(f *fixture) { echoes(f, f.bulk, f.bulk/3) }},
-	{"echo with reading by hand", echoByHand},
-	{"both ends send at once", bothSend},
-	{"2.2 messages of all kinds leave in order", kindsInOrder},
-	{"2.5 more parts than one call takes", manyParts},
-	{"2.5 a message larger than any call takes", largeMessage},
-	{"2.6 composites with empty and read parts", composites},
-	{"empty messages complete in order", emptyMessages},
-	{"a written message is released when it has left", released},
-	{"writes before the channel is active leave first", earlyWrites},
+	{name: "echo of one byte", run: func(f *fixture) { echoes(f, 1, 1) }},
+	{name: "echo of small messages", run: func(f *fixture) { echoes(f, min(20_000, f.bulk), 100) }},
+	{name: "echo of large messages", run: func(f *fixture) { echoes(f, f.bulk, f.bulk/3) }},
+	{name: "echo with reading by hand", run: echoByHand},
+	{name: "both ends send at once", run: bothSend},
+	{name: "2.2 messages of all kinds leave in order", run: kindsInOrder},
+	{name: "2.5 more parts than one call takes", run: manyParts},
+	{name: "2.5 a message larger than any call takes", run: largeMessage},
+	{name: "2.6 composites with empty and read parts", run: composites},
+	{name: "empty messages complete in order", run: emptyMessages},
+	{name: "a written message is released when it has left", run: released},
+	{name: "writes before the channel is active leave first", run: earlyWrites},
 }
 
 // echoes sends n bytes in messages of up to size bytes to an echo.
@@ -211,9 +211,9 @@ func earlyWrites(f *fixture) {
 
 // What Netty's suite has as SocketFileRegionTest.
 var fileTests = []test{
-	{"2.2 regions and buffers leave in order", regionsInOrder},
-	{"10.2 a large region, with others waiting", largeRegion},
-	{"10.2 a file that has shrunk ends the channel", shrunkFile},
+	{name: "2.2 regions and buffers leave in order", run: regionsInOrder},
+	{name: "10.2 a large region, with others waiting", run: largeRegion},
+	{name: "10.2 a file that has shrunk ends the channel", run: shrunkFile},
 }
 
 // file returns a new file with the content.

@@ -13,8 +13,8 @@ import (
 
 // What Netty's suite has as SocketExceptionHandlingTest.
 var handlerTests = []test{
-	{"6.10 an error goes to the handlers and leaves the channel open", errorInRead},
-	{"an error of the transport is told once, though it is answered", errorAnswered},
+	{name: "6.10 an error goes to the handlers and leaves the channel open", run: errorInRead},
+	{name: "an error of the transport is told once, though it is answered", run: errorAnswered},
 }
 
 func init() {
@@ -25,7 +25,7 @@ func init() {
 		case "a task", "a task at the end of the turn": // are the loop's
 			continue
 		}
-		handlerTests = append(handlerTests, test{"a panic in " + when + " ends its channel and no other", func(f *fixture) { panicsIn(f, when) }})
+		handlerTests = append(handlerTests, test{name: "a panic in " + when + " ends its channel and no other", run: func(f *fixture) { panicsIn(f, when) }})
 	}
 }
 

@@ -12,18 +12,18 @@ import (
 // What Netty's suite has as SocketAutoReadTest, SocketDataReadInitialStateTest,
 // SocketReadPendingTest, SocketChannelEOFTest.
 var readingTests = []test{
-	{"4.1 reading goes on by itself", readsByItself},
-	{"4.1 a handler may hold requests for reading back", requestsHeld},
-	{"4.1 reading is switched off and on by a handler", switchedByHandler},
-	{"4.1 reading is switched off and on from elsewhere", switchedFromElsewhere},
-	{"4.2 one turn for each request", oneTurnEach},
-	{"4.3 a request made while reading counts", requestWhileReading},
-	{"4.3 a request made before the channel is active counts", requestBeforeActive},
-	{"4.5 nothing is read after a close while reading", closeWhileReading},
-	{"4.6 each turn of reading has one end", turnsEnd},
-	{"5.2 all that was sent is read before the end", allBeforeTheEnd},
-	{"5.8 an end that comes while reading is paused waits", endWhilePaused},
-	{"data is there before the handlers are", dataBeforeHandlers},
+	{name: "4.1 reading goes on by itself", run: readsByItself},
+	{name: "4.1 a handler may hold requests for reading back", run: requestsHeld},
+	{name: "4.1 reading is switched off and on by a handler", run: switchedByHandler},
+	{name: "4.1 reading is switched off and on from elsewhere", run: switchedFromElsewhere},
+	{name: "4.2 one turn for each request", run: oneTurnEach},
+	{name: "4.3 a request made while reading counts", run: requestWhileReading},
+	{name: "4.3 a request made before the channel is active counts", run: requestBeforeActive},
+	{name: "4.5 nothing is read after a close while reading", run: closeWhileReading},
+	{name: "4.6 each turn of reading has one end", run: turnsEnd},
+	{name: "5.2 all that was sent is read before the end", run: allBeforeTheEnd},
+	{name: "5.8 an end that comes while reading is paused waits", run: endWhilePaused},
+	{name: "data is there before the handlers are", run: dataBeforeHandlers},
 }
 
 func readsByItself(f *fixture) {
@@ -205,7 +205,7 @@ func turnsEnd(f *fixture) {
 		switch {
 		case t[0] == 0 && i < len(a.turns)-1:
 			f.Errorf("turn %d of %d read nothing", i, len(a.turns))
-		case t[0] > 16 || t[1] > 2<<20:
+		case t[0] > 16 || t[0] > 1 && t[1] > 2<<20: // a message may be longer
 			f.Errorf("turn %d: got %d reads, %d bytes; want 16 reads and less than 2 MiB", i, t[0], t[1])
 		}
 	}

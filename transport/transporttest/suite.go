@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,14 +51,21 @@ type Transport struct {
 	// NoReset says that the peer of a channel that is reset sees the end of the
 	// stream, as with Unix sockets, and not an error.
 	NoReset bool
-	// NoFiles says that file regions cannot be written.
-	NoFiles bool
+	// EarlyReset says that a channel is told of a reset at once, also while it does not
+	// read.
+	EarlyReset bool
+	// BothDialed says that neither end pauses its reading because it is not writable.
+	BothDialed bool
+	// AnyMessage says that messages of all types are handed over as they are, files too:
+	// the tests of file regions and of unknown types are left out.
+	AnyMessage bool
 }
 
 // test is a test of the suite.
 type test struct {
-	name string // as a subtest; the numbers are those of SEMANTICS.md
-	run  func(f *fixture)
+	name    string // as a subtest; the numbers are those of SEMANTICS.md
+	run     func(f *fixture)
+	unknown bool // a message of an unknown type is written
 }
 
 // Run tests tr.
@@ -78,13 +86,16 @@ func Run(t *testing.T, tr Transport) {
 	}
 	for _, g := range groups {
 		switch {
-		case g.name == "files" && tr.NoFiles:
+		case g.name == "files" && tr.AnyMessage:
 			continue
 		case g.name == "connecting" && tr.Network == "":
 			continue
 		}
 		t.Run(g.name, func(t *testing.T) {
 			for _, tt := range g.tests {
+				if tt.unknown && tr.AnyMessage {
+					continue
+				}
 				t.Run(tt.name, func(t *testing.T) { runTest(t, &tr, tt.run) })
 			}
 		})
@@ -122,6 +133,27 @@ func Networks() map[string]Transport {
 func (tr Transport) with(send, recv, bulk int) Transport {
 	tr.SendBuffer, tr.RecvBuffer, tr.Bulk = send, recv, bulk
 	return tr
+}
+
+// Local returns the channels inside the process: those of the network "local", and
+// those of [transport.LocalPair].
+func Local() map[string]Transport {
+	var names atomic.Int64
+	return map[string]Transport{
+		"local": {Network: "local", AnyMessage: true, EarlyReset: true, Addr: func(testing.TB) string {
+			return fmt.Sprintf("transporttest/%d", names.Add(1))
+		}},
+		"local pair": {AnyMessage: true, EarlyReset: true, BothDialed: true, Connect: func(t testing.TB, g *eventloop.Group, a, d End) (pipeline.Channel, pipeline.Channel) {
+			end := func(e End) transport.LocalEnd {
+				return transport.LocalEnd{Init: e.Init, Config: e.Config, Loop: g.Next()}
+			}
+			x, y, err := transport.LocalPair(end(a), end(d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return x, y
+		}},
+	}
 }
 
 // socketFile returns a name for a Unix socket. Those of testing.T are too long.

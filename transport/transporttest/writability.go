@@ -9,13 +9,13 @@ import (
 
 // What Netty's suite has as SocketConditionalWritabilityTest, and SEMANTICS 3.
 var writabilityTests = []test{
-	{"3.1 each change is told once", changesOnce},
-	{"3.2 the marks are strict", strictMarks},
-	{"3.3 a write tells of the change before it returns", toldInside},
-	{"3.4 the end of a channel is no change", noChangeAtEnd},
-	{"3 an accepted channel that is not writable does not read", acceptedPauses},
-	{"3 a dialed channel that is not writable reads", dialedReads},
-	{"a handler that writes while it can sends everything", writesWhileItCan},
+	{name: "3.1 each change is told once", run: changesOnce},
+	{name: "3.2 the marks are strict", run: strictMarks},
+	{name: "3.3 a write tells of the change before it returns", run: toldInside},
+	{name: "3.4 the end of a channel is no change", run: noChangeAtEnd},
+	{name: "3 an accepted channel that is not writable does not read", run: acceptedPauses},
+	{name: "3 a dialed channel that is not writable reads", run: dialedReads},
+	{name: "a handler that writes while it can sends everything", run: writesWhileItCan},
 }
 
 func changesOnce(f *fixture) {
@@ -103,6 +103,9 @@ func noChangeAtEnd(f *fixture) {
 
 // acceptedPauses and dialedReads fill one way of a connection and use the other.
 func acceptedPauses(f *fixture) {
+	if f.tr.BothDialed {
+		f.Skip("both ends are dialed ones")
+	}
 	a, d := f.pair(transport.Config{}, transport.Config{ManualRead: true})
 	all := a.fill()
 	a.do(func() {})

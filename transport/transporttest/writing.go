@@ -12,18 +12,18 @@ import (
 
 // What Netty's suite has as SocketCancelWriteTest, and SEMANTICS 2.
 var writingTests = []test{
-	{"2.1 writes leave at the end of the turn", leavesAtTurnEnd},
-	{"2.1 with ManualFlush only what was flushed leaves", manualFlush},
-	{"2.6 a completion comes when the last byte has left", completionPosition},
-	{"2.8 a flush while the socket is full calls nobody", flushWhileFull},
-	{"2.9 completions may write and flush", completionsWrite},
-	{"2.9 a completion may close, and what was written leaves", completionCloses},
-	{"2.10 writes after the end fail and are released", writeAfterEnd},
-	{"2.11 an error fails all that is queued, once", errorFailsQueue},
-	{"2.12 writes from elsewhere count at once", foreignWritesCount},
-	{"a message of an unknown type fails alone", unknownMessage},
-	{"a queue over MaxPending ends the channel", maxPending},
-	{"a Send that waits for room can be given up", sendGivenUp},
+	{name: "2.1 writes leave at the end of the turn", run: leavesAtTurnEnd},
+	{name: "2.1 with ManualFlush only what was flushed leaves", run: manualFlush},
+	{name: "2.6 a completion comes when the last byte has left", run: completionPosition},
+	{name: "2.8 a flush while the socket is full calls nobody", run: flushWhileFull},
+	{name: "2.9 completions may write and flush", run: completionsWrite},
+	{name: "2.9 a completion may close, and what was written leaves", run: completionCloses},
+	{name: "2.10 writes after the end fail and are released", run: writeAfterEnd},
+	{name: "2.11 an error fails all that is queued, once", run: errorFailsQueue},
+	{name: "2.12 writes from elsewhere count at once", run: foreignWritesCount},
+	{name: "a message of an unknown type fails alone", run: unknownMessage, unknown: true},
+	{name: "a queue over MaxPending ends the channel", run: maxPending},
+	{name: "a Send that waits for room can be given up", run: sendGivenUp},
 }
 
 func leavesAtTurnEnd(f *fixture) {
