@@ -3,7 +3,6 @@ package transport
 import (
 	"errors"
 	"flag"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"syscall"
@@ -288,6 +287,6 @@ func (c *schedule) end() {
 	}
 	x.finish()
 	if t.Failed() {
-		t.Log(fmt.Sprintf("%q", x.log))
+		t.Logf("%q", x.log)
 	}
 }

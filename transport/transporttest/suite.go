@@ -20,6 +20,7 @@ import (
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/invariant"
 	"github.com/runnel-io/runnel/pipeline"
 	"github.com/runnel-io/runnel/transport"
 )
@@ -45,7 +46,8 @@ type Transport struct {
 
 	// SendBuffer and RecvBuffer are those of Config, on both ends.
 	SendBuffer, RecvBuffer int
-	// Bulk is how many bytes are sent where it should be many. 0 means 4 MiB.
+	// Bulk is how many bytes are sent where it should be many. 0 means 4 MiB, or 1 MiB
+	// in builds with assertions.
 	Bulk int
 
 	// NoReset says that the peer of a channel that is reset sees the end of the
@@ -200,6 +202,9 @@ func runTest(t *testing.T, tr *Transport, run func(*fixture)) {
 	f := &fixture{T: t, tr: tr, group: g, bulk: tr.Bulk}
 	if f.bulk == 0 {
 		f.bulk = 4 << 20
+		if invariant.Enabled { // everything takes longer
+			f.bulk = 1 << 20
+		}
 	}
 	t.Cleanup(f.finish)
 	run(f)
