@@ -184,6 +184,7 @@ func released(f *fixture) {
 	}
 	w.wantNone()
 	a.wantData(all)
+	a.do(func() {}) // has released what it has read
 	for i, b := range kept {
 		if b.Refs() != 1 {
 			f.Errorf("references of message %d: got %d, want 1, that of the writer", i, b.Refs())
