@@ -44,7 +44,7 @@ type OpError struct {
 }
 
 func (e *OpError) Error() string {
-	if e.Addr == nil {
+	if e.Addr == nil || e.Addr.String() == "" { // the end of a Unix socket that has no name
 		return "transport: " + e.Op + ": " + e.Err.Error()
 	}
 	return "transport: " + e.Op + " " + e.Addr.String() + ": " + e.Err.Error()

@@ -40,8 +40,9 @@ type Transport struct {
 	Addr    func(t testing.TB) string
 
 	// Connect, where there is no Network, returns two new channels on loops of g
-	// that are connected to each other; they become active soon or are so already. The
-	// tests of listeners and of connecting are left out then.
+	// that are connected to each other; they become active soon or are so already. One
+	// that its handlers have closed by then may be nil. The tests of listeners and of
+	// connecting are left out then.
 	Connect func(t testing.TB, g *eventloop.Group, accepted, dialed End) (a, d pipeline.Channel)
 
 	// SendBuffer and RecvBuffer are those of Config, on both ends.
@@ -273,7 +274,10 @@ func (f *fixture) connect(accepted, dialed *end) {
 func (f *fixture) join(accepted, dialed *end) bool {
 	f.Helper()
 	if connect := f.tr.Connect; connect != nil {
-		connect(f.T, f.group, End{accepted.cfg, accepted.init}, End{dialed.cfg, dialed.init})
+		_, d := connect(f.T, f.group, End{accepted.cfg, accepted.init}, End{dialed.cfg, dialed.init})
+		if d == nil {
+			return false
+		}
 	} else {
 		l := f.listen(&transport.Server{Init: accepted.init, Config: accepted.cfg})
 		if _, err := f.dial(l, dialed); err != nil {
