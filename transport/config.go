@@ -24,7 +24,8 @@ type Config struct {
 	MaxPending int
 
 	// Budget bounds what many channels have queued together. nil means the one that the
-	// process's channels share, of half of what buffer.Default may hold.
+	// process's channels share, of half of what buffer.Default may hold. Local channels
+	// are in none: what they have queued is bounded by their own marks only.
 	Budget *Budget
 
 	// ManualRead makes the channel read only when asked; by default it reads on its

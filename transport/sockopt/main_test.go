@@ -72,7 +72,10 @@ func connect(t *testing.T, network, addr string, cfg transport.Config) connectio
 	t.Helper()
 	accepted := make(chan pipeline.Channel, 1)
 	srv := &transport.Server{Config: cfg, Init: func(ch pipeline.Channel) error {
-		accepted <- ch
+		select {
+		case accepted <- ch: // the first
+		default:
+		}
 		return nil
 	}}
 	l, err := srv.Listen(context.Background(), network, addr)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -298,6 +299,36 @@ func TestControl(t *testing.T) {
 	_, err = (&transport.Server{Config: cfg}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if !errors.As(err, &op) || op.Op != "listen" || !errors.Is(err, refuse) {
 		t.Errorf("Listen: got %v, want the hook's error", err)
+	}
+}
+
+// Who asks for an address and leaves the port to the kernel gets the port at the
+// connect.
+func TestBindNoPort(t *testing.T) {
+	c := connect(t, "tcp", "127.0.0.1:0", transport.Config{})
+	for _, tt := range []struct {
+		local *net.TCPAddr
+		want  bool
+	}{
+		{&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, true},
+		{nil, false},
+	} {
+		d := &transport.Dialer{}
+		if tt.local != nil {
+			d.LocalAddr = tt.local
+		}
+		ch, err := d.Dial(context.Background(), "tcp", c.listener.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if on, err := sockopt.BindNoPort.Get(ch); err != nil || on != tt.want {
+			t.Errorf("from %v: got %v, %v; want %v", tt.local, on, err, tt.want)
+		}
+		if ch.LocalAddr().(*net.TCPAddr).Port == 0 {
+			t.Errorf("from %v: got no port", tt.local)
+		}
+		ch.Close()
+		await(t, ch.Closed().Done(), "the end of the channel")
 	}
 }
 
