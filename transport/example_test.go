@@ -142,7 +142,7 @@ func (h *forward) HandleInactive(*pipeline.Context) error {
 }
 
 // A successor takes the listening sockets over: it is started with them, as sd_listen_fds(3)
-// says, and takes them by Inherited and ListenFile. When it is ready, this process is sent
+// says, and takes them by Inherited and Adopt. When it is ready, this process is sent
 // SIGTERM and drains. Nobody is refused meanwhile.
 func ExampleServer_ListenerFiles() {
 	succeed := func(srv *transport.Server) error {
@@ -165,10 +165,9 @@ func ExampleServer_ListenerFiles() {
 			return srv.ListenAndServe(ctx, "tcp", "127.0.0.1:7000")
 		}
 		for _, f := range files {
-			if _, err := srv.ListenFile(f); err != nil {
+			if _, err := srv.Adopt(f); err != nil {
 				return err
 			}
-			f.Close()
 		}
 		<-ctx.Done()
 		drain, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
-	"github.com/runnel-io/runnel/pipeline"
 )
 
 // firstInherited is the first descriptor that is passed on, sd_listen_fds(3).
@@ -23,7 +22,7 @@ const firstInherited = 3
 //
 // The variables are removed and the descriptors are not passed on to other children,
 // so that only the first call returns any. Without LISTEN_FDS there are none, and no
-// error. The files are the caller's to close, see [Server.ListenFile].
+// error. The files are for [Server.Adopt], or else the caller's to close.
 func Inherited() ([]*os.File, error) {
 	names, err := listenNames(os.Getpid(), os.Getenv)
 	for _, v := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
@@ -77,50 +76,6 @@ func listenNames(pid int, env func(string) string) ([]string, error) {
 	return names, nil
 }
 
-// ListenFile is Listen for a stream socket that listens already, such as one of
-// Inherited. Its options are left as they are, but it does not block any more, for
-// everybody who shares it; the file of a Unix socket is not removed at the end. The
-// server uses a duplicate: f is the caller's to close.
-func (s *Server) ListenFile(f *os.File) (pipeline.Channel, error) {
-	if eventloop.WouldDeadlock() {
-		return nil, eventloop.ErrWouldDeadlock
-	}
-	s.setUp()
-	if s.err != nil {
-		return nil, s.err
-	}
-	if s.s.closed() {
-		return nil, ErrServerClosed
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, &OpError{Op: "listen", Err: err}
-	}
-	fd := -1
-	if e := raw.Control(func(n uintptr) { fd, err = sys.DupListener(int(n)) }); e != nil {
-		err = e
-	}
-	if err != nil {
-		return nil, &OpError{Op: "listen", Err: err}
-	}
-	local, err := sys.LocalAddr(fd, "")
-	if err == nil && local == nil {
-		err = errors.ErrUnsupported
-	}
-	if err != nil {
-		_ = sys.Close(fd)
-		return nil, &OpError{Op: "listen", Err: err}
-	}
-	g, err := s.s.acquire()
-	if err != nil {
-		_ = sys.Close(fd)
-		return nil, &OpError{Op: "listen", Addr: local, Err: err}
-	}
-	l := newListener(s.s, g.Next(), fd, local)
-	l.handedOver.Store(true)
-	return s.s.listen(l)
-}
-
 // ListenerFiles returns duplicates of the server's listening sockets, in the order in
 // which they began to listen, for a process that takes this one's place; with PerLoop,
 // all of each address. Both may accept from then on, until this server shuts down, and
@@ -163,7 +118,7 @@ func (l *listener) dup() (*os.File, error) {
 	if l.Loop().Execute(func() {
 		defer close(done)
 		if !l.done {
-			if fd, err = sys.DupListener(int(l.fd.fd)); err == nil {
+			if fd, err = sys.Dup(int(l.fd.fd)); err == nil {
 				l.handedOver.Store(true)
 			}
 		}

@@ -4,7 +4,6 @@ package transport
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -88,11 +87,10 @@ func TestSuccessor(t *testing.T) {
 				t.Errorf("%s would be passed on to children", f.Name())
 			}
 		})
-		l, err := srv.ListenFile(f)
+		l, err := srv.Adopt(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.Close()
 		fmt.Printf("%s at %s\n", f.Name(), l.LocalAddr())
 	}
 	fmt.Println("ready")
@@ -233,50 +231,12 @@ func TestHandOverOfSeveral(t *testing.T) {
 	}
 }
 
-func TestListenFileErrors(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	for _, network := range []string{"udp", "tcp"} {
-		t.Run(network, func(t *testing.T) {
-			var f *os.File
-			if network == "udp" {
-				pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer pc.Close()
-				f, err = pc.(*net.UDPConn).File()
-				if err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				l := serve(t, &Server{}, "tcp", "127.0.0.1:0")
-				var err error
-				if f, err = dialNet(t, l).(*net.TCPConn).File(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			defer f.Close()
-			var op *OpError
-			if _, err := new(Server).ListenFile(f); !errors.As(err, &op) || op.Op != "listen" || !errors.Is(err, syscall.EINVAL) {
-				t.Errorf("got %v, want a listen *OpError of EINVAL", err)
-			}
-		})
-	}
-	if _, err := new(Server).ListenFile(null); err == nil {
-		t.Error("no socket: got nil, want an error")
-	}
+func TestListenerFilesOfNone(t *testing.T) {
 	srv := new(Server)
 	if err := srv.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := srv.ListenFile(null); err != ErrServerClosed {
-		t.Errorf("after Shutdown: got %v, want ErrServerClosed", err)
-	}
 	if files, err := srv.ListenerFiles(); len(files) != 0 || err != nil {
-		t.Errorf("files of no listener: got %v, %v; want none", files, err)
+		t.Errorf("got %v, %v; want none", files, err)
 	}
 }

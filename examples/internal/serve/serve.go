@@ -114,9 +114,7 @@ func (c *Command) run(args []string, setUp func() (*transport.Server, error)) (s
 // serveFiles is ListenAndServe for sockets that listen already.
 func (c *Command) serveFiles(ctx context.Context, srv *transport.Server, files []*os.File) error {
 	for _, f := range files {
-		_, err := srv.ListenFile(f)
-		f.Close()
-		if err != nil {
+		if _, err := srv.Adopt(f); err != nil {
 			return err
 		}
 	}
