@@ -24,7 +24,7 @@ var (
 	// ErrSlowPeer is the reason of channels whose queue passed Config.MaxPending, or was
 	// the longest when all together passed Config.Budget.
 	ErrSlowPeer = errors.New("transport: peer reads too slowly")
-	// ErrFileShrunk fails a file region whose file ended before the region did.
+	// ErrFileShrunk fails a file region, or a mapped Buf, whose file ended before it did.
 	ErrFileShrunk = errors.New("transport: file is shorter than its region")
 	// ErrTooManyRegions fails a file region written to a queue that has 1,024 of
 	// them.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
@@ -555,4 +556,45 @@ func TestFileCacheHitAllocatesNothing(t *testing.T) {
 			t.Errorf("got %v allocations, want 0", n)
 		}
 	})
+}
+
+// endlessSocket takes whatever it is sent of files, and moves nothing.
+type endlessSocket struct {
+	scriptSocket
+	next, most int64
+	calls      int
+}
+
+func (s *endlessSocket) sendfile(_ int, off int64, n int) (int, error) {
+	if off != s.next {
+		s.t.Errorf("call %d: got offset %d, want %d", s.calls, off, s.next)
+	}
+	s.calls++
+	s.next += int64(n)
+	s.most = max(s.most, int64(n))
+	return n, nil
+}
+
+// Offsets and lengths beyond 32 bits keep their digits, and no turn moves more than its
+// budget.
+func TestHugeRegion(t *testing.T) {
+	const off, n = 1<<62 + 3, 1<<33 + 123
+	r := newRig(t, rigConfig{})
+	s := &endlessSocket{scriptSocket: scriptSocket{r.k}, next: off}
+	r.stream.sock = s
+	var sent int64
+	told := 0
+	r.do(func() {
+		r.WriteThen(buffer.NewFileRegion(tempFile(t, ""), off, n), func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			told++
+			sent = s.next - off
+		})
+	})
+	r.m.RunUntilIdle()
+	if told != 1 || sent != n || s.most > regionBudget || s.calls != n/regionBudget+1 {
+		t.Errorf("told %d times after %d bytes, in %d calls of %d at most", told, sent, s.calls, s.most)
+	}
 }

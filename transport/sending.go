@@ -1,7 +1,10 @@
 package transport
 
 import (
+	"errors"
+	"fmt"
 	"io/fs"
+	"syscall"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
@@ -97,6 +100,9 @@ func (s *stream) sendParts() {
 	case err == sys.ErrAgain:
 		s.blocked = true
 	case err != nil:
+		if mapped && errors.Is(err, syscall.EFAULT) {
+			err = fmt.Errorf("%w: %w", ErrFileShrunk, err)
+		}
 		s.fail("write", err)
 		return
 	case n < bytes:
