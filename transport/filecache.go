@@ -37,6 +37,11 @@ type FileCacheConfig struct {
 	// TTL is for how long a file is used without a look whether its path still leads to
 	// it and it is unchanged. 0 means one second; negative is an error.
 	TTL time.Duration
+	// Verify has the open file be looked at whenever it is used within the TTL, by one
+	// fstat. One that has been written, truncated, removed or replaced is found out at
+	// once then; what waits for the end of the TTL is a change of the directories and
+	// links on the way to it.
+	Verify bool
 }
 
 // FileCache opens the files below a directory, for sending, and keeps them open. A
@@ -56,9 +61,10 @@ type FileCacheConfig struct {
 //
 // Concurrency: all methods are safe from any goroutine; Open belongs into a handler.
 type FileCache struct {
-	limit int
-	ttl   time.Duration
-	dir   opener
+	limit  int
+	ttl    time.Duration
+	verify bool
+	dir    opener
 
 	mu     sync.Mutex
 	places map[string]*place
@@ -104,7 +110,7 @@ func NewFileCache(dir string, cfg FileCacheConfig) (*FileCache, error) {
 	if err != nil {
 		return nil, err
 	}
-	fc := &FileCache{limit: cfg.Files, ttl: cfg.TTL, dir: d, places: map[string]*place{}}
+	fc := &FileCache{limit: cfg.Files, ttl: cfg.TTL, verify: cfg.Verify, dir: d, places: map[string]*place{}}
 	fc.used.init()
 	return fc, nil
 }
@@ -141,21 +147,27 @@ type fileRequest struct {
 func (fc *FileCache) Open(c *pipeline.Context, path string, then func(f *CachedFile, err error)) {
 	now := clockOf(c.Loop())
 	fc.mu.Lock()
-	if fc.closed {
+	p := fc.places[path]
+	if p != nil && p.file != nil && now.Sub(p.checked) < fc.ttl {
+		f := fc.hit(p)
+		fc.mu.Unlock()
+		if !fc.verify || fc.unchanged(f) {
+			then(f, nil)
+			return
+		}
+		f.Release()
+		fc.mu.Lock()
+		fc.stats.Hits--
+		p = fc.places[path]
+	}
+	switch {
+	case fc.closed:
 		fc.mu.Unlock()
 		then(nil, pathError(path, os.ErrClosed))
 		return
-	}
-	p := fc.places[path]
-	switch {
 	case p == nil:
 		p = &place{path: path}
 		fc.places[path] = p
-	case p.file != nil && now.Sub(p.checked) < fc.ttl:
-		f := fc.hit(p)
-		fc.mu.Unlock()
-		then(f, nil)
-		return
 	case p.looking:
 		fc.stats.Joined++
 		p.waiting = append(p.waiting, fileRequest{c, then})
@@ -208,6 +220,12 @@ func (fc *FileCache) hit(p *place) *CachedFile {
 	return p.file
 }
 
+// unchanged reports whether f is known to be what it was when it was looked for.
+func (fc *FileCache) unchanged(f *CachedFile) bool {
+	info, err := fc.dir.check(f)
+	return err == nil && info == f.info
+}
+
 // look is a look at a path that is under way.
 type look struct {
 	fc    *FileCache
@@ -239,7 +257,7 @@ func (l *look) at(inPlace bool) (*CachedFile, error) {
 		file.Close()
 		return nil, l.reason(err)
 	}
-	f := &CachedFile{file: file, info: info}
+	f := &CachedFile{file: file, fd: int(file.Fd()), info: info}
 	f.done = f.Release
 	f.refs.Store(1)
 	return f, nil
@@ -452,6 +470,7 @@ func (fc *FileCache) Close() error {
 // Concurrency: all methods are safe from any goroutine.
 type CachedFile struct {
 	file *os.File
+	fd   int
 	info sys.FileInfo
 	done func() // Release, made once
 	refs atomic.Int32
@@ -493,7 +512,7 @@ func (f *CachedFile) Release() {
 // slowToClose reports whether the file has no name any more: then its blocks are freed by
 // the close, and it may run on a loop.
 func (f *CachedFile) slowToClose() bool {
-	info, err := sys.Stat(int(f.file.Fd()))
+	info, err := sys.Stat(f.fd)
 	return err == nil && info.Unlinked
 }
 

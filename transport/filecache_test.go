@@ -236,6 +236,37 @@ func TestFileCacheChanges(t *testing.T) {
 	}
 }
 
+// With Verify a change is found out within the TTL.
+func TestFileCacheVerifies(t *testing.T) {
+	r := newCacheRig(t, FileCacheConfig{TTL: time.Hour, Verify: true})
+	path := filepath.Join(r.dir, "file")
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.put("file", "content")
+	r.want("file", "content")
+	r.want("file", "content")
+	if sys.Features().Openat2 && r.o.opener.(*kernelOpener).local {
+		r.wantStats(FileCacheStats{Files: 1, Hits: 1, Looks: 1, Opens: 1})
+	}
+	check(os.Truncate(path, 3))
+	r.want("file", "con")
+	r.put("file+", "another")
+	check(os.Rename(path+"+", path))
+	r.want("file", "another")
+	check(os.Remove(path))
+	r.wantErr("file", fs.ErrNotExist)
+	r.put("file", "again")
+	r.want("file", "again")
+	r.FileCache.dir = &rootOpener{must(os.OpenRoot(r.dir))} // which cannot tell in place
+	check(r.o.opener.close())
+	r.put("file", "once more")
+	r.want("file", "once more")
+}
+
 // waitFDs waits for what is closed in the background.
 func waitFDs(t *testing.T, want int) {
 	t.Helper()

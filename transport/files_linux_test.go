@@ -355,7 +355,7 @@ func TestLongRegion(t *testing.T) {
 	if testing.Short() {
 		t.Skip("moves 2 GiB")
 	}
-	const off, n = 4<<30 - 7, 2<<30 + 5
+	const off, n = int64(4<<30 - 7), int64(2<<30 + 5)
 	dir, err := os.MkdirTemp("/dev/shm", "runnel") // where holes cost no memory
 	if err != nil {
 		dir = t.TempDir()

@@ -20,6 +20,8 @@ type opener interface {
 	// open opens a file, of which kind it may be. It does not wait for the other end of
 	// a FIFO.
 	open(path string, inPlace bool) (*os.File, sys.FileInfo, error)
+	// check returns, in place, what an open file is now.
+	check(f *CachedFile) (sys.FileInfo, error)
 	close() error
 }
 
@@ -61,6 +63,13 @@ func (o *kernelOpener) open(path string, inPlace bool) (*os.File, sys.FileInfo, 
 		return nil, info, cause(err)
 	}
 	return f, info, nil
+}
+
+func (o *kernelOpener) check(f *CachedFile) (sys.FileInfo, error) {
+	if !o.local {
+		return sys.FileInfo{}, sys.ErrAgain
+	}
+	return sys.Stat(f.fd)
 }
 
 // settle finds the cause of an error. In place, what may be due to the place alone is
@@ -119,6 +128,10 @@ func (o *rootOpener) open(path string, inPlace bool) (*os.File, sys.FileInfo, er
 		return nil, sys.FileInfo{}, cause(err)
 	}
 	return f, sys.InfoOf(info), nil
+}
+
+func (o *rootOpener) check(*CachedFile) (sys.FileInfo, error) {
+	return sys.FileInfo{}, sys.ErrAgain
 }
 
 func (o *rootOpener) close() error { return o.root.Close() }

@@ -34,7 +34,7 @@ func main() {
 		if !ok {
 			return nil, fmt.Errorf("-mode %s is none of auto, sendfile, mmap and copy", *mode)
 		}
-		files, err := transport.NewFileCache(*dir, transport.FileCacheConfig{})
+		files, err := transport.NewFileCache(*dir, transport.FileCacheConfig{Verify: true})
 		if err != nil {
 			return nil, fmt.Errorf("-root: %w", err)
 		}

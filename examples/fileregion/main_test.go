@@ -469,6 +469,54 @@ func TestTruncatedFile(t *testing.T) {
 	}
 }
 
+// A file that grows, is deleted or is replaced while it is sent leaves as it was when it
+// was asked for; the next request finds what there is then.
+func TestChangedFile(t *testing.T) {
+	const size = 24 << 20
+	data := random(size, 5)
+	other := random(1000, 6)
+	for _, mode := range allModes {
+		t.Run(mode, func(t *testing.T) {
+			dir := t.TempDir()
+			socket := filepath.Join(t.TempDir(), "socket")
+			s := process.Start(t, "-network", "unix", "-addr", socket, "-root", dir, "-mode", mode)
+			path := filepath.Join(dir, "file")
+			for _, tt := range []struct {
+				name   string
+				change func() error
+				after  string // the answer to a range that only the new one has, or the old
+			}{
+				{"grown", func() error { return os.Truncate(path, size+10) }, "OK: 10"},
+				{"deleted", func() error { return os.Remove(path) }, "ERR: no such file"},
+				{"replaced", func() error {
+					write(t, dir, "file+", other)
+					return os.Rename(path+"+", path)
+				}, "ERR: bad range"},
+			} {
+				write(t, dir, "file", data)
+				c := dial(t, s)
+				c.send("file\n")
+				if got := c.header(); got != fmt.Sprintf("OK: %d", size) {
+					t.Fatalf("%s: got %q, want OK", tt.name, got)
+				}
+				if err := tt.change(); err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, size)
+				if n, err := io.ReadFull(c.r, got); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("%s: got %d bytes, %v; want the file as it was", tt.name, n, err)
+				}
+				c.send(fmt.Sprintf("file %d 10\n", size))
+				if got := c.header(); got != tt.after {
+					t.Errorf("%s: got %q, want %q", tt.name, got, tt.after)
+				}
+				c.Close()
+			}
+			s.Stop()
+		})
+	}
+}
+
 // When the server is told to end, what it has taken on is answered in full: the file
 // that is being sent, and the requests that wait behind it.
 func TestSignalUnderLoad(t *testing.T) {

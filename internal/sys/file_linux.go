@@ -163,8 +163,14 @@ func openBeneath(dirfd int, path string, flags uint64, cachedOnly bool) (int, er
 // Stat returns what is known of an open file.
 func Stat(fd int) (FileInfo, error) {
 	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
-		return FileInfo{}, failed("fstat", err)
+	for {
+		err := unix.Fstat(fd, &st)
+		if err == nil {
+			break
+		}
+		if err != unix.EINTR {
+			return FileInfo{}, failed("fstat", err)
+		}
 	}
 	return FileInfo{
 		Device:   uint64(st.Dev),
