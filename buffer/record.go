@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 )
@@ -297,6 +298,7 @@ func (ps *parts) reclaim() bool {
 // sharedRecord is the record of a FileRegion over a file that others use too.
 type sharedRecord struct {
 	record
+	size slot // a stand-in with the length
 	done func()
 }
 
@@ -309,36 +311,57 @@ func loseShared(s *sharedRecord) {
 }
 
 // enlist makes sure that the loss of r is noticed. A file of its own is closed by the
-// runtime then: all that is left to do is to tell.
+// runtime then, or a share in one given back: all that is left to do is to tell.
 func (r *FileRegion) enlist() {
-	if !watching() && !tracing() {
-		return
-	}
-	rec := record{kind: kindRegion, slot: &slot{size: int(min(r.n, math.MaxInt))}}
-	if r.done != nil {
-		s := &sharedRecord{rec, r.done}
-		r.rec = &s.record
-		if watching() {
-			runtime.AddCleanup(r, loseShared, s)
-		}
+	size := int(min(r.n, math.MaxInt))
+	if s := r.shared; s != nil { // used before
+		s.idle, s.size.size, s.done = false, size, r.done
 	} else {
-		r.rec = &rec
-		if watching() {
-			runtime.AddCleanup(r, lose, r.rec)
+		if !watching() && !tracing() {
+			return
+		}
+		if r.done == nil {
+			r.rec = &record{kind: kindRegion, slot: &slot{size: size}}
+			if watching() {
+				runtime.AddCleanup(r, lose, r.rec)
+			}
+		} else {
+			s := &sharedRecord{record: record{kind: kindRegion}, size: slot{size: size}, done: r.done}
+			s.slot = &s.size
+			r.rec, r.shared = &s.record, s
+			if watching() {
+				runtime.AddCleanup(r, loseShared, s)
+			}
 		}
 	}
-	if tracing() || rand.Uint32N(sampleEvery) == 0 {
+	if tracing() || watching() && rand.Uint32N(sampleEvery) == 0 {
 		r.rec.follow()
 	}
 }
 
-// settle ends what is on record of r.
-func (r *FileRegion) settle() {
+// idleRegions are shared regions that are out of use, with records that are known to the
+// collector: to make those is what makes a region dear.
+var idleRegions sync.Pool
+
+// reuse returns a region that was used before, or nil. While every life is on record
+// none is used again.
+func reuse() *FileRegion {
+	if !watching() || tracing() {
+		return nil
+	}
+	r, _ := idleRegions.Get().(*FileRegion)
+	return r
+}
+
+// settle ends what is on record of r, and reports whether r may be used again.
+func (r *FileRegion) settle() bool {
 	if r.rec == nil {
-		return
+		return false
 	}
 	r.rec.idle = true
 	if r.rec.trace != nil {
 		r.rec.unfollow()
+		return false
 	}
+	return r.shared != nil && watching() && !tracing()
 }

@@ -24,8 +24,9 @@ type FileRegion struct {
 	n    int64
 	sent int64
 
-	ref atomic.Int32
-	rec *record // what is known of this object without it; nil if its loss would not be noticed
+	ref    atomic.Int32
+	rec    *record       // what is known of this object without it; nil if its loss would not be noticed
+	shared *sharedRecord // which rec is part of, if it is one over a shared file
 }
 
 // NewFileRegion returns a region of n bytes of f from offset off, and takes f over.
@@ -50,7 +51,15 @@ func newRegion(op string, f *os.File, off, n int64, done func()) *FileRegion {
 	if off < 0 || n < 0 || off+n < 0 {
 		panic(&MisuseError{Op: op, Err: os.ErrInvalid})
 	}
-	r := &FileRegion{file: f, done: done, fd: int(f.Fd()), off: off, n: n}
+	var r *FileRegion
+	if done != nil {
+		r = reuse()
+	}
+	if r == nil {
+		r = new(FileRegion)
+	}
+	r.file, r.done, r.fd = f, done, int(f.Fd())
+	r.off, r.n, r.sent = off, n, 0
 	r.ref.Store(1)
 	r.enlist()
 	heapLive.Add(1)
@@ -77,13 +86,16 @@ func (r *FileRegion) Release() bool {
 		r.ref.Add(1)
 		panic(r.rec.misuse("Release"))
 	}
-	r.settle()
+	again := r.settle()
 	heapLive.Add(-1)
 	r.fd = -1 // the number may soon be another file's
-	if r.done != nil {
-		r.done()
-	} else {
+	if r.done == nil {
 		_ = r.file.Close() // opened for reading: there is nothing to lose
+		return true
+	}
+	r.done()
+	if again {
+		idleRegions.Put(r)
 	}
 	return true
 }

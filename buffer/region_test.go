@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/invariant"
 )
 
 func openTemp(t *testing.T, content string) *os.File {
@@ -135,5 +136,21 @@ func TestFileRegionClosesOnce(t *testing.T) {
 		if got := last.Load(); got != 1 {
 			t.Fatalf("got %d last releases, want 1", got)
 		}
+	}
+}
+
+// A region of a file that stays open costs next to nothing, also where its loss would be
+// noticed.
+func TestSharedRegionAllocatesNothing(t *testing.T) {
+	if invariant.Enabled {
+		t.Skip("no object is used twice")
+	}
+	setLevel(t, buffer.LeakSampled)
+	f := openTemp(t, "content")
+	defer f.Close()
+	done := func() {}
+	// Now and then one is made: where a stack is taken, and after a collection.
+	if n := testing.AllocsPerRun(1000, func() { buffer.NewSharedRegion(f, 0, 7, done).Release() }); n >= 1 {
+		t.Errorf("got %v allocations, want 0", n)
 	}
 }

@@ -62,7 +62,8 @@ func Cached(fd int, off int64) (bool, error) {
 	for {
 		// The offset comes in two halves of a long; of a 64-bit one the second is 0.
 		low, high := uintptr(off), uintptr(uint64(off)>>(unix.SizeofLong*8-1)>>1)
-		_, _, e := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&part)), 1, low, high, unix.RWF_NOWAIT)
+		// Raw: with this flag it does not sleep.
+		_, _, e := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&part)), 1, low, high, unix.RWF_NOWAIT)
 		switch e {
 		case 0:
 			return true, nil
