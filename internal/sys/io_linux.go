@@ -189,8 +189,12 @@ func WritevSlow(fd int, parts []Iovec) (int, error) {
 	}
 }
 
-// Sendmsg is Writev on a socket, with flags. It never raises SIGPIPE.
+// Sendmsg is Writev on a socket, with flags. It never raises SIGPIPE. One part goes by
+// sendto(2), for which less is copied into the kernel.
 func Sendmsg(fd int, parts []Iovec, flags int) (int, error) {
+	if len(parts) == 1 && parts[0].Len <= MaxRaw {
+		return send(fd, &parts[0], flags|unix.MSG_NOSIGNAL)
+	}
 	msg := unix.Msghdr{Iov: unsafe.SliceData(parts)}
 	msg.SetIovlen(len(parts))
 	flags |= unix.MSG_NOSIGNAL
@@ -213,6 +217,22 @@ func Sendmsg(fd int, parts []Iovec, flags int) (int, error) {
 		case unix.EINTR:
 		default:
 			return 0, fail("sendmsg", e)
+		}
+	}
+}
+
+func send(fd int, part *Iovec, flags int) (int, error) {
+	base := unsafe.Pointer(part.Base)
+	raceRelease()
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(base), uintptr(part.Len), uintptr(flags), 0, 0)
+		switch e {
+		case 0:
+			raceReads(base, int(n))
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, fail("sendto", e)
 		}
 	}
 }

@@ -245,7 +245,8 @@ func TestBadDescriptor(t *testing.T) {
 	_, slowErr := WriteSlow(bad, make([]byte, 1))
 	_, writevErr := Writev(bad, parts(make([]byte, 2), 1))
 	_, slowvErr := WritevSlow(bad, []Iovec{MakeIovec(make([]byte, 1))})
-	_, sendmsgErr := Sendmsg(bad, []Iovec{MakeIovec(make([]byte, 1))}, 0)
+	_, sendErr := Sendmsg(bad, []Iovec{MakeIovec(make([]byte, 1))}, 0)
+	_, sendmsgErr := Sendmsg(bad, parts(make([]byte, 2), 1), 0)
 	_, readFileErr := ReadFile(bad, make([]byte, 1), 0)
 	_, sendfileErr := Sendfile(bad, bad, 0, 1)
 	_, cachedErr := Cached(bad, 0)
@@ -262,7 +263,7 @@ func TestBadDescriptor(t *testing.T) {
 		err  error
 	}{
 		{"accept4", acceptErr}, {"read", readErr}, {"readv", readvErr}, {"write", writeErr}, {"write", slowErr},
-		{"writev", writevErr}, {"writev", slowvErr}, {"sendmsg", sendmsgErr}, {"pread", readFileErr},
+		{"writev", writevErr}, {"writev", slowvErr}, {"sendto", sendErr}, {"sendmsg", sendmsgErr}, {"pread", readFileErr},
 		{"sendfile", sendfileErr}, {"preadv2", cachedErr}, {"mmap", mapErr}, {"epoll_pwait", waitErr},
 		{"getsockname", localErr}, {"getpeername", remoteErr}, {"ioctl", unreadErr}, {"ioctl", unsentErr},
 		{"getsockopt", bufferErr}, {"getsockopt", recvErr}, {"close", Close(bad)}, {"listen", Listen(bad, 1)},
@@ -350,6 +351,8 @@ func TestReset(t *testing.T) {
 	_, err = Write(client, make([]byte, 1))
 	wantErrno(t, err, "write", syscall.EPIPE)
 	_, err = Sendmsg(client, []Iovec{MakeIovec([]byte("x"))}, 0)
+	wantErrno(t, err, "sendto", syscall.EPIPE)
+	_, err = Sendmsg(client, parts([]byte("xy"), 1), 0)
 	wantErrno(t, err, "sendmsg", syscall.EPIPE)
 }
 
