@@ -137,6 +137,7 @@ func (s *stream) sendRegion(budget int) int {
 func (s *stream) submitRegion(r *buffer.FileRegion, file int, off int64, want int) bool {
 	op := &s.needRare().op
 	op.Run = func() (int64, error) {
+		sys.Learn(file) // perhaps the next one need not be an Op
 		n, err := s.sock.sendfile(file, off, want)
 		return int64(n), err
 	}

@@ -3,6 +3,7 @@ package sys
 import (
 	"errors"
 	"os"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -52,7 +53,7 @@ func Sendfile(out, in int, off int64, n int) (int, error) {
 
 // Cached reports whether the byte of the file at off is in memory, so that reading
 // it does not sleep. An offset at or after the end counts as cached. When it is not
-// known the answer is no.
+// known the answer is no; see [Learn].
 func Cached(fd int, off int64) (bool, error) {
 	if off < 0 {
 		return false, failed("preadv2", unix.EINVAL) // -1 would be the file's own position
@@ -78,18 +79,62 @@ func Cached(fd int, off int64) (bool, error) {
 	}
 }
 
-// inMemory reports whether fd is a file of a file system that has no disk. Those
-// do not take RWF_NOWAIT, and neither do some that are slow, such as FUSE.
+// diskless says of file systems, by device, whether they have no disk. Those do not
+// take RWF_NOWAIT, and neither do some that are slow, such as FUSE.
+var diskless struct {
+	sync.Mutex
+	known map[uint64]bool
+}
+
+// inMemory reports whether fd is a file of a file system that is known to have no disk.
+// It asks nobody outside of the kernel.
 func inMemory(fd int) bool {
-	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+	dev, ok := device(fd)
+	if !ok {
 		return false
 	}
-	switch int64(st.Type) {
-	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC & 0xffffffff:
-		return true
+	diskless.Lock()
+	defer diskless.Unlock()
+	return diskless.known[dev]
+}
+
+// Learn finds out about the file system of fd, unless that is known, what [Cached] has
+// to know of it. It may sleep.
+func Learn(fd int) {
+	dev, ok := device(fd)
+	if !ok {
+		return
 	}
-	return false
+	diskless.Lock()
+	_, known := diskless.known[dev]
+	diskless.Unlock()
+	if known {
+		return
+	}
+	var st unix.Statfs_t
+	if retry(func() error { return unix.Fstatfs(fd, &st) }) != nil {
+		return
+	}
+	is := false
+	switch uint32(st.Type) {
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
+		is = true
+	}
+	diskless.Lock()
+	defer diskless.Unlock()
+	if diskless.known == nil {
+		diskless.known = map[uint64]bool{}
+	}
+	diskless.known[dev] = is
+}
+
+// device returns what names the file system of fd, without asking the one who serves it.
+func device(fd int) (dev uint64, ok bool) {
+	var st unix.Statx_t
+	err := retry(func() error {
+		return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
+	})
+	return uint64(st.Dev_major)<<32 | uint64(st.Dev_minor), err == nil
 }
 
 // OpenDir opens a directory to be the root of [OpenBeneath]. Nothing can be read

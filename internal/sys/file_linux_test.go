@@ -128,6 +128,7 @@ func TestCached(t *testing.T) {
 		t.Skip("no RWF_NOWAIT here")
 	}
 	f := tempFile(t, pattern(10_000))
+	Learn(int(f.Fd()))
 	for _, off := range []int64{0, 1, 4096, 9_999, 10_000, 1 << 40} {
 		got, err := Cached(int(f.Fd()), off)
 		if err != nil {
@@ -160,6 +161,7 @@ func TestCachedCold(t *testing.T) {
 	const size = 8 << 20
 	f := tempFile(t, pattern(size))
 	fd := int(f.Fd())
+	Learn(fd)
 	if inMemory(fd) || !Features().PreadNowait {
 		t.Skip("nothing is ever cold here")
 	}
@@ -196,6 +198,9 @@ func TestCachedInMemory(t *testing.T) {
 	check(t, err)
 	closing(t, fd)
 	check(t, unix.Ftruncate(fd, 100))
+	Learn(fd)
+	Learn(fd)
+	Learn(-1)
 	if got, err := Cached(fd, 0); !got || err != nil {
 		t.Errorf("tmpfs: got %v, %v, want true, nil", got, err)
 	}
@@ -203,6 +208,7 @@ func TestCachedInMemory(t *testing.T) {
 	proc, err := os.Open("/proc/self/status")
 	check(t, err)
 	defer proc.Close()
+	Learn(int(proc.Fd()))
 	if inMemory(int(proc.Fd())) {
 		t.Error("/proc: got a file system known to be fast")
 	}

@@ -60,6 +60,7 @@ func Close(fd int) error                                      { return errUnsupp
 func ReadFile(fd int, p []byte, off int64) (int, error)       { return 0, errUnsupported }
 func Sendfile(out, in int, off int64, n int) (int, error)     { return 0, errUnsupported }
 func Cached(fd int, off int64) (bool, error)                  { return false, errUnsupported }
+func Learn(fd int)                                            {}
 func OpenDir(path string) (int, error)                        { return -1, errUnsupported }
 func OpenBeneath(dir int, path string, c bool) (int, error)   { return -1, errUnsupported }
 func LookBeneath(d int, p string, c bool) (FileInfo, error)   { return FileInfo{}, errUnsupported }
