@@ -40,6 +40,9 @@ func (s *stream) shutdownOutput() {
 // side is closed first and the peer's last words are waited for, and dropped. A peer
 // that says nothing is waited for only until it has acknowledged what was sent.
 func (s *stream) closeEmpty() {
+	if s.receiving() && s.rare.receiver.busy {
+		return // its Op may be reading; it ends soon
+	}
 	if s.inputShut || !s.sock.unfinished() || s.sock.shutdownWrite() != nil {
 		s.closeNow(false, s.rare.reason)
 		return
@@ -156,6 +159,9 @@ func (s *stream) closeNow(reset bool, reason error) {
 	if s.rare != nil && s.rare.feeds != nil {
 		defer s.rare.feeds.giveUp(reason)
 	}
+	if s.receiving() {
+		s.rare.receiver.closed()
+	}
 	if s.reg != nil {
 		s.reg.Close(end)
 	} else {
@@ -208,6 +214,9 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 			return
 		}
 		s.at, s.needRare().reason = streamClosing, reason
+		if s.receiving() {
+			s.rare.receiver.halt.Store(true)
+		}
 		s.flushTo = s.out.queued
 		s.armCloseTimer()
 		s.flush()

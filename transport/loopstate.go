@@ -20,6 +20,7 @@ type loopState struct {
 	hot   [len(recvSizes)]*buffer.Buf
 	iov   []sys.Iovec
 	pipes pipePool
+	disk  sharedPipes // of the Ops that write to files
 	users int
 
 	in  map[int]*dgramSlots // by size; nil if no datagrams are read
@@ -68,6 +69,7 @@ func (s *loopState) release() {
 	}
 	loopStates.Delete(s.key)
 	s.pipes.end()
+	s.disk.end()
 	for i, b := range s.hot {
 		if b != nil {
 			b.Release()

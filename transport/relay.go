@@ -101,6 +101,8 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 		switch {
 		case s.relayed:
 			return ErrRelayed
+		case s.receiving():
+			return ErrReceiving
 		case s.at != streamOpen:
 			if err := s.CloseReason(); err != nil {
 				return err

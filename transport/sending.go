@@ -172,10 +172,16 @@ func (s *stream) regionSent(n, want int, err error) int {
 	return n
 }
 
-// HandleOp implements eventloop.IOHandle: a sendfile of a cold file has ended.
+// HandleOp implements eventloop.IOHandle: a sendfile of a cold file has ended, or a
+// piece of what is received into one.
 func (s *stream) HandleOp(op *eventloop.Op) {
 	defer s.contain()
 	s.entered = true
+	if r := s.rare.receiver; r != nil && op == &r.op {
+		r.opEnded()
+		s.entered = false
+		return
+	}
 	r := s.rare.opRegion
 	s.rare.opRegion = nil
 	op.Run = nil

@@ -87,6 +87,9 @@ type rareState struct {
 	waiting    bool    // a mirror takes nothing of them, and holds them up
 	feeds      *mirror // whose sink the channel is
 	queued     *queued // part in the budget
+
+	receiver  *FileReceiver // that the channel has, or had
+	receiving bool          // what is read goes to its file
 }
 
 func (s *stream) needRare() *rareState {
@@ -102,6 +105,9 @@ func (s *stream) inOp() bool {
 	r := s.rare
 	return r != nil && (r.opRegion != nil || r.waiting)
 }
+
+// receiving reports whether what is read goes to a file.
+func (s *stream) receiving() bool { return s.rare != nil && s.rare.receiving }
 
 // starvedRetry is when channels that found no memory for reading, or not enough, try
 // again.
@@ -215,6 +221,10 @@ func (s *stream) ready(ev eventloop.Event) {
 		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
 			s.rare.from.ready()
 		}
+	case s.receiving():
+		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
+			s.rare.receiver.ready()
+		}
 	case s.reading():
 		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
 			s.readTurn(ev&(eventloop.EventReadHangup|broken) != 0)
@@ -247,7 +257,7 @@ func (s *stream) gone(ev eventloop.Event) bool {
 
 // reading reports whether the channel is to read for its handlers.
 func (s *stream) reading() bool {
-	return s.at == streamOpen && s.wantRead && !s.paused && !s.starved && !s.inputShut && !s.relayed
+	return s.at == streamOpen && s.wantRead && !s.paused && !s.starved && !s.inputShut && !s.relayed && !s.receiving()
 }
 
 // wantsInput reports whether the channel is to be told of what comes in.
@@ -255,6 +265,9 @@ func (s *stream) wantsInput() bool {
 	if s.relayed {
 		w := s.rare.from
 		return w.open() && !w.stalled && !s.starved
+	}
+	if s.receiving() {
+		return s.rare.receiver.waiting()
 	}
 	return s.reading()
 }
@@ -345,7 +358,7 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		if n < size && !ending || reads == most || total >= maxBytesPerTurn ||
-			!s.AutoRead() || s.paused || s.relayed {
+			!s.AutoRead() || s.paused || s.relayed || s.receiving() {
 			break
 		}
 	}

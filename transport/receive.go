@@ -1,0 +1,313 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"sync/atomic"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// FileReceiver writes what a channel receives into a file, past the pipeline, and where
+// it can through a pipe in the kernel, without its entering the process (splice(2)). Its
+// zero value works.
+//
+// All of that is done by an Op on the group's Offload: the loop only waits for the socket,
+// and no other channel feels a slow disk. Nothing is taken from the socket that is not
+// written by the same Op, 512 KiB at a time, so that a disk which does not keep up holds
+// up the peer.
+//
+// The fields must not change after Start. A FileReceiver is started once.
+type FileReceiver struct {
+	// Offset is where in the file the first byte goes. Negative is an error.
+	Offset int64
+	// First is what handlers have read already and belongs to the file: it is written
+	// before anything is received, and counts. Start takes it over, whether or not it
+	// succeeds. It may be nil.
+	First *buffer.Buf
+	// Preallocate is for how many bytes, from Offset on, the file system is to keep room
+	// before anything is received, if it can (fallocate(2)): a disk that is too small is
+	// known at once. What is not used stays the file's until it is truncated. 0 is none;
+	// negative is an error.
+	Preallocate int64
+	// Sync has what was received be on the disk (fdatasync(2)) when a reception ends
+	// without an error.
+	Sync bool
+	// Progress is called as the handler, as often as some has been written, with how many
+	// bytes are in the file by now. It may be nil.
+	Progress func(written int64)
+
+	wayCounters
+	s    *stream
+	c    *pipeline.Context
+	then func(int64, error)
+	op   eventloop.Op
+
+	copies bool // for tests: read and write from the start
+
+	// Loop-only.
+	busy     bool // the Op is under way
+	told     bool // then is about to be called, or has been
+	stopping bool
+	owesEnd  bool // the handlers are to be told of the end of the stream afterwards
+
+	halt atomic.Bool // the Op is to end as soon as it can; any goroutine
+
+	filing // of the Op while it is under way, else of the loop
+}
+
+// Errors of FileReceiver.Start.
+var (
+	// ErrReceiving reports a channel whose bytes go to a file already.
+	ErrReceiving = errors.New("transport: channel is received into a file already")
+	// ErrCannotReceive reports a channel that is no stream of this package, a file that
+	// was not opened for writing or was opened with O_APPEND, which splice refuses, or
+	// sizes that make no sense.
+	ErrCannotReceive = errors.New("transport: cannot receive into the file")
+)
+
+// Start has the next length bytes that the channel of c receives go to file; a negative
+// length means all until the peer ends its stream. What comes behind them is for the
+// handlers, as is everything when it is over. It does not depend on AutoRead. Handlers
+// that may hold bytes, such as decoders, are removed before; what they give up then
+// belongs into First.
+//
+// then is called once, as c's handler, with how many bytes are in the file from Offset on:
+// without a hole, and whatever else may have been received. The error is nil after length
+// bytes, at the end of the stream if length is negative, and after Stop;
+// io.ErrUnexpectedEOF if the stream has ended too early; an *os.PathError if the file
+// failed: the channel stays open then, and a piece of the stream is lost; and the
+// channel's CloseReason when it has closed. Until then the channel is busy, see
+// [pipeline.Channel]'s Begin; its descriptor stays open while the disk is waited for. A
+// stream that has ended ends for the handlers when then has returned.
+//
+// file stays the caller's, who closes it when then has been called.
+//
+// Start fails with [ErrReceiving], [ErrRelayed], [ErrCannotReceive], or the reason of a
+// channel that has closed; nothing has changed then, and then is not called.
+//
+// Loop only.
+func (r *FileReceiver) Start(c *pipeline.Context, file *os.File, length int64, then func(written int64, err error)) error {
+	to, err := newDiskFile(file)
+	if err != nil {
+		r.dropFirst()
+		return fmt.Errorf("%w: %w", ErrCannotReceive, err)
+	}
+	return r.start(c, to, length, then)
+}
+
+func (r *FileReceiver) start(c *pipeline.Context, to storage, length int64, then func(int64, error)) error {
+	s, err := r.check(c, length)
+	if err != nil {
+		r.dropFirst()
+		return err
+	}
+	r.s, r.c, r.then = s, c, then
+	r.filing = filing{to: to, state: s.state, sock: s.sock, at: r.Offset, left: math.MaxInt64 - r.Offset, copying: r.copies, eof: s.inputShut}
+	if length >= 0 {
+		r.left, r.bounded = length, true
+	}
+	r.op.Run = r.run
+	s.needRare().receiver = r
+	s.rare.receiving = true
+	s.Begin()
+	r.submit()
+	s.updateInterest()
+	return nil
+}
+
+// check says why the receiver cannot be started.
+func (r *FileReceiver) check(c *pipeline.Context, length int64) (*stream, error) {
+	s, ok := c.Channel().(*stream)
+	if !ok {
+		return nil, fmt.Errorf("%w: %v is no stream", ErrCannotReceive, c.Channel())
+	}
+	invariant.OnLoop(s.Loop())
+	switch {
+	case s.receiving() || r.s != nil:
+		return nil, ErrReceiving
+	case s.relayed:
+		return nil, ErrRelayed
+	case s.at != streamOpen:
+		if err := s.CloseReason(); err != nil {
+			return nil, err
+		}
+		return nil, pipeline.ErrClosed
+	case r.Offset < 0 || r.Preallocate < 0:
+		return nil, fmt.Errorf("%w: negative Offset %d or Preallocate %d", ErrCannotReceive, r.Offset, r.Preallocate)
+	case r.Offset > math.MaxInt64-max(length, r.Preallocate):
+		return nil, fmt.Errorf("%w: it would end beyond the largest offset", ErrCannotReceive)
+	case r.First != nil && length >= 0 && int64(r.First.Len()) > length:
+		return nil, fmt.Errorf("%w: First has %d bytes, of %d", ErrCannotReceive, r.First.Len(), length)
+	}
+	return s, nil
+}
+
+// Stop ends the reception: what has been taken from the socket is written, then then is
+// called, without an error if there is none. It does nothing when it is over.
+//
+// Loop only: that of the channel.
+func (r *FileReceiver) Stop() {
+	if r.s == nil {
+		return
+	}
+	invariant.OnLoop(r.s.Loop())
+	if r.told || r.stopping || r.s.at == streamClosed {
+		return
+	}
+	r.stopping = true
+	r.halt.Store(true)
+	if !r.busy {
+		r.stop()
+		r.s.updateInterest()
+	}
+}
+
+// Stats returns how many bytes have gone into the file so far. It may be called on any
+// goroutine.
+func (r *FileReceiver) Stats() WayStats { return r.stats() }
+
+// waiting reports whether the socket is to be waited for.
+func (r *FileReceiver) waiting() bool {
+	return !r.busy && !r.told && !r.stopping && r.s.at == streamOpen && !r.s.starved
+}
+
+// ready is called when the socket has something, or has broken.
+func (r *FileReceiver) ready() {
+	if r.waiting() {
+		r.submit()
+	}
+}
+
+// submit has the Op go on.
+func (r *FileReceiver) submit() {
+	s := r.s
+	if r.copying && s.state.pressed() {
+		s.state.hold(s)
+		return
+	}
+	r.busy = true
+	if err := s.reg.Submit(&r.op); err != nil {
+		r.busy = false
+		r.finish(err)
+	}
+}
+
+// opEnded deals with what the Op has done. The channel may have closed meanwhile.
+func (r *FileReceiver) opEnded() {
+	s, op := r.s, &r.op
+	r.busy = false
+	if op.Err != nil {
+		r.failure = op.Err // a panic
+	}
+	if op.N > 0 && r.Progress != nil {
+		if tell := func() { r.Progress(r.written()) }; r.c.Execute(tell) != nil {
+			tell()
+		}
+	}
+	if r.eof && !s.inputShut {
+		s.inputShut, r.owesEnd = true, true
+	}
+	switch {
+	case r.failure != nil:
+		r.finish(r.failure)
+	case r.left == 0 || r.eof && !r.bounded:
+		r.finish(nil)
+	case r.eof:
+		r.finish(io.ErrUnexpectedEOF)
+	case s.at == streamClosed:
+		r.finish(s.CloseReason())
+	case s.at != streamOpen: // it is told when the channel has closed
+	case r.broken != nil:
+		s.fail("read", r.broken)
+	case r.stopping:
+		r.stop()
+	case r.short != nil:
+		s.starve(r.short)
+	case !r.empty:
+		r.submit()
+	}
+	if s.at == streamClosing {
+		s.settle() // which has waited for the Op
+	}
+	s.updateInterest()
+}
+
+// stop ends the reception without an error.
+func (r *FileReceiver) stop() {
+	if r.Sync && !r.synced {
+		r.last = true
+		r.submit()
+		return
+	}
+	r.finish(nil)
+}
+
+// closed is called when the channel closes.
+func (r *FileReceiver) closed() {
+	r.halt.Store(true)
+	if !r.busy {
+		r.finish(r.s.CloseReason())
+	}
+}
+
+// finish has then called.
+func (r *FileReceiver) finish(err error) {
+	if r.told {
+		return
+	}
+	r.told = true
+	r.dropFirst()
+	if tell := func() { r.tell(err) }; r.c.Execute(tell) != nil {
+		tell()
+	}
+}
+
+func (r *FileReceiver) tell(err error) {
+	s, returned := r.s, false
+	onLoop := s.Loop().InLoop() // a handler may run elsewhere, and the loop may have ended
+	if onLoop {
+		s.rare.receiving = false // then may start another one
+	}
+	defer func() {
+		defer s.End()
+		switch {
+		case !onLoop:
+			_ = s.Loop().Execute(func() { s.rare.receiving = false; r.over() })
+		case returned: // else the channel is about to be closed
+			r.over()
+		}
+	}()
+	r.then(r.written(), err)
+	returned = true
+}
+
+// over lets the handlers have what comes now.
+func (r *FileReceiver) over() {
+	s := r.s
+	switch {
+	case s.at != streamOpen:
+		return
+	case s.receiving():
+		s.rare.receiver.owesEnd = r.owesEnd
+	case r.owesEnd:
+		s.inputEnded()
+	}
+	s.updateInterest()
+}
+
+func (r *FileReceiver) dropFirst() {
+	if b := r.First; b != nil {
+		r.First = nil
+		b.Release()
+	}
+}
+
+// written returns how many bytes are in the file.
+func (r *FileReceiver) written() int64 { return r.copied.Load() + r.spliced.Load() }
