@@ -106,7 +106,13 @@ func Start(t testing.TB, args ...string) *Server {
 // StartLimited is Start with at most n open descriptors.
 func StartLimited(t testing.TB, n int, args ...string) *Server {
 	t.Helper()
-	script := "ulimit -n " + strconv.Itoa(n) + ` && exec "$0" "$@"`
+	return StartUlimit(t, "-n "+strconv.Itoa(n), args...)
+}
+
+// StartUlimit is Start under a limit, as the shell's ulimit takes it.
+func StartUlimit(t testing.TB, limit string, args ...string) *Server {
+	t.Helper()
+	script := "ulimit " + limit + ` && exec "$0" "$@"`
 	return start(t, exec.Command("/bin/sh", append([]string{"-c", script, program}, args...)...))
 }
 
