@@ -119,13 +119,13 @@ func (f *scriptFile) sync() error {
 	return f.syncErr
 }
 
-// fileWay is one of the ways in which bytes can go.
-type fileWay struct {
+// receiveWay is one of the ways in which bytes can go.
+type receiveWay struct {
 	name             string
 	socket, file, by bool // can splice; is told to copy
 }
 
-var fileWays = []fileWay{
+var receiveWays = []receiveWay{
 	{name: "splice", socket: true, file: true},
 	{name: "told to copy", socket: true, file: true, by: true},
 	{name: "socket without splice", file: true},
@@ -143,7 +143,7 @@ type fileRig struct {
 	first *pipeline.Context
 }
 
-func newFileRig(t *testing.T, way fileWay, cfg rigConfig) *fileRig {
+func newFileRig(t *testing.T, way receiveWay, cfg rigConfig) *fileRig {
 	t.Helper()
 	r := &fileRig{rig: newRig(t, cfg, new(writer)), file: &scriptFile{noSplice: !way.file}}
 	if way.socket {
@@ -187,8 +187,8 @@ func (r *fileRig) want(content string, target error) {
 	}
 }
 
-func eachWay(t *testing.T, f func(t *testing.T, way fileWay)) {
-	for _, way := range fileWays {
+func eachWay(t *testing.T, f func(t *testing.T, way receiveWay)) {
+	for _, way := range receiveWays {
 		t.Run(way.name, func(t *testing.T) { f(t, way) })
 	}
 }
@@ -197,7 +197,7 @@ func eachWay(t *testing.T, f func(t *testing.T, way fileWay)) {
 // them are in it, in order.
 func TestFileReceiver_ShortWrites(t *testing.T) {
 	content := letters(700)
-	eachWay(t, func(t *testing.T, way fileWay) {
+	eachWay(t, func(t *testing.T, way receiveWay) {
 		for step := 1; step < len(content); step += 1 + step/20 {
 			r := newFileRig(t, way, rigConfig{})
 			r.r.Offset, r.file.at = 77, 77
@@ -227,7 +227,7 @@ func TestFileReceiver_ShortWrites(t *testing.T) {
 // channel goes on.
 func TestFileReceiver_FileFails(t *testing.T) {
 	content := letters(60)
-	eachWay(t, func(t *testing.T, way fileWay) {
+	eachWay(t, func(t *testing.T, way receiveWay) {
 		for full := range len(content) {
 			for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EFBIG} {
 				r := newFileRig(t, way, rigConfig{})
@@ -267,7 +267,7 @@ func TestFileReceiver_FileFails(t *testing.T) {
 
 // What comes behind the length, or after Stop, goes to the handlers, and nothing is lost.
 func TestFileReceiver_Length(t *testing.T) {
-	eachWay(t, func(t *testing.T, way fileWay) {
+	eachWay(t, func(t *testing.T, way receiveWay) {
 		for length := range 12 {
 			r := newFileRig(t, way, rigConfig{})
 			r.k.in = []readStep{{data: "0123"}, {data: "4567"}, {data: "89abcdef"}}
@@ -293,7 +293,7 @@ func TestFileReceiver_End(t *testing.T) {
 	for _, half := range []bool{false, true} {
 		for _, length := range []int64{-1, 3, 10} {
 			t.Run(fmt.Sprintf("half-close %v, length %d", half, length), func(t *testing.T) {
-				r := newFileRig(t, fileWays[0], rigConfig{Config: Config{HalfClose: half}})
+				r := newFileRig(t, receiveWays[0], rigConfig{Config: Config{HalfClose: half}})
 				r.r.Sync = true
 				r.do(func() {
 					if err := r.r.start(r.first, r.file, length, func(n int64, err error) {
@@ -334,7 +334,7 @@ func TestFileReceiver_End(t *testing.T) {
 
 // Another file can be begun by the then of the one before, also at the end of the stream.
 func TestFileReceiver_OneAfterAnother(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{Config: Config{HalfClose: true}})
+	r := newFileRig(t, receiveWays[0], rigConfig{Config: Config{HalfClose: true}})
 	r.k.in = []readStep{{data: "0123456789"}, {eof: true}}
 	var second, third FileReceiver
 	var files [2]scriptFile
@@ -378,7 +378,7 @@ func TestFileReceiver_ClosedAnywhere(t *testing.T) {
 	}
 	for name, f := range how {
 		t.Run(name, func(t *testing.T) {
-			eachWay(t, func(t *testing.T, way fileWay) {
+			eachWay(t, func(t *testing.T, way receiveWay) {
 				for at := range 12 {
 					r := newFileRig(t, way, rigConfig{})
 					r.k.left = at%2 == 0
@@ -436,7 +436,7 @@ func TestFileReceiver_ClosedAnywhere(t *testing.T) {
 
 // What is to be on the disk is so when then is called, and then only.
 func TestFileReceiver_Sync(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	r.r.Sync = true
 	must1(t, r.start(-1))
 	r.readable(readStep{data: "abc"})
@@ -450,7 +450,7 @@ func TestFileReceiver_Sync(t *testing.T) {
 		t.Errorf("syncs: got %v, want one at 3", r.file.synced)
 	}
 
-	r = newFileRig(t, fileWays[0], rigConfig{})
+	r = newFileRig(t, receiveWays[0], rigConfig{})
 	r.r.Sync, r.file.syncErr = true, os.NewSyscallError("fdatasync", syscall.EIO)
 	must1(t, r.start(0))
 	r.want("", syscall.EIO)
@@ -458,7 +458,7 @@ func TestFileReceiver_Sync(t *testing.T) {
 
 // Room that there is not is known before anything is received.
 func TestFileReceiver_Preallocate(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	r.r.Preallocate, r.file.allocErr = 1000, os.NewSyscallError("fallocate", syscall.ENOSPC)
 	r.k.in = []readStep{{data: "abc"}}
 	must1(t, r.start(-1))
@@ -466,7 +466,7 @@ func TestFileReceiver_Preallocate(t *testing.T) {
 	r.ready(eventloop.EventRead)
 	r.wantLog("then", "read abc", "complete")
 
-	r = newFileRig(t, fileWays[0], rigConfig{})
+	r = newFileRig(t, receiveWays[0], rigConfig{})
 	r.r.Preallocate = 1000
 	must1(t, r.start(3))
 	r.readable(readStep{data: "abc"})
@@ -478,7 +478,7 @@ func TestFileReceiver_Preallocate(t *testing.T) {
 
 // A file that its owner has closed too early is an error.
 func TestFileReceiver_FileClosed(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	must1(t, r.start(-1))
 	r.file.useErr = os.ErrClosed
 	r.readable(readStep{data: "abc"})
@@ -487,7 +487,7 @@ func TestFileReceiver_FileClosed(t *testing.T) {
 
 // Progress is told after each piece, and before then.
 func TestFileReceiver_Progress(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	r.r.Progress = func(n int64) { r.log = append(r.log, fmt.Sprint("progress ", n)) }
 	must1(t, r.start(6))
 	r.readable(readStep{data: "abc"})
@@ -499,7 +499,7 @@ func TestFileReceiver_Progress(t *testing.T) {
 
 // A handler that panics in then loses its channel, as anywhere else.
 func TestFileReceiver_ThenPanics(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	r.do(func() {
 		must1(t, r.r.start(r.first, r.file, 0, func(int64, error) { r.told++; panic("in then") }))
 	})
@@ -511,7 +511,7 @@ func TestFileReceiver_ThenPanics(t *testing.T) {
 
 // A file that panics is an error, and the channel goes on.
 func TestFileReceiver_FilePanics(t *testing.T) {
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	must1(t, r.start(-1))
 	r.file.before = func() { panic("disk on fire") }
 	r.m.Enter(func() { r.k.in = []readStep{{data: "abc"}} })
@@ -528,7 +528,7 @@ func TestFileReceiver_Starved(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { must1(t, pool.Close()) })
-	r := newFileRig(t, fileWays[1], rigConfig{Config: Config{Allocator: pool}})
+	r := newFileRig(t, receiveWays[1], rigConfig{Config: Config{Allocator: pool}})
 	all := []*buffer.Buf{}
 	for b, err := pool.TryAlloc(100 << 10); err == nil; b, err = pool.TryAlloc(100 << 10) {
 		all = append(all, b)
@@ -578,7 +578,7 @@ func TestFileReceiver_Refused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newFileRig(t, fileWays[0], rigConfig{})
+			r := newFileRig(t, receiveWays[0], rigConfig{})
 			r.do(func() {
 				err := tt.r.Start(r.first, tt.file, tt.length, func(int64, error) { t.Error("then called") })
 				if !errors.Is(err, tt.want) || err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -590,7 +590,7 @@ func TestFileReceiver_Refused(t *testing.T) {
 			r.wantLog("read abc", "complete")
 		})
 	}
-	r := newFileRig(t, fileWays[0], rigConfig{})
+	r := newFileRig(t, receiveWays[0], rigConfig{})
 	must1(t, r.start(-1))
 	r.do(func() {
 		if err := new(FileReceiver).Start(r.first, file, -1, nil); !errors.Is(err, ErrReceiving) {
