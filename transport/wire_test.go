@@ -414,7 +414,7 @@ func (x *wireRig) finish() {
 			x.t.Errorf("%s came %d times", s, n)
 		}
 	}
-	if n := buffer.Live(); n != x.live {
+	if n := buffer.Live(); n > x.live { // those of an earlier test may be gone by now
 		x.t.Errorf("live buffers: got %d at the end, want %d", n, x.live)
 	}
 	if x.s.out.charge != 0 || !x.s.out.empty() {

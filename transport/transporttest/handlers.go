@@ -151,7 +151,8 @@ func panicsIn(f *fixture, at string) {
 		a.wait("the end", func() bool { return a.removed })
 	}
 	d.waitLog("removed")
-	a.ch.Reset() // which may have the message itself
+	d.do(func() {}) // behind the write, which may have come after the end
+	a.ch.Reset()    // which may have the message itself
 	a.waitLog("removed")
 	if kept.Refs() != 1 {
 		f.Errorf("references: got %d, want 1", kept.Refs())
