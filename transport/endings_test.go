@@ -113,7 +113,7 @@ func TestGoexitWhileClosing(t *testing.T) {
 func TestGoexitInBareCompletion(t *testing.T) {
 	ended := make(chan struct{})
 	l := serve(t, &Server{
-		Config: Config{SendBuffer: 4 << 10},
+		Config: Config{SendBuffer: 128 << 10},
 		Init: with(
 			onWrite(func(c *pipeline.Context, msg any, _ *eventloop.Promise) error {
 				p := eventloop.NewPromise(c.Loop())

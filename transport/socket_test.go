@@ -114,7 +114,7 @@ func TestPeerThatReadsLate(t *testing.T) {
 		paused := make(chan struct{})
 		var once sync.Once
 		srv := &Server{
-			Config: Config{SendBuffer: 32 << 10},
+			Config: Config{SendBuffer: 128 << 10},
 			Init: with(onWritability(func(c *pipeline.Context) error {
 				if !c.Channel().Writable() {
 					once.Do(func() { close(paused) })
