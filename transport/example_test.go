@@ -1,10 +1,14 @@
 package transport_test
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -59,6 +63,70 @@ func ExampleServer_Listen() {
 	fmt.Println(srv.Shutdown(ctx)) // returns when the last channel has ended
 	// Output:
 	// HELLO
+	// <nil>
+}
+
+// A server of files: a line is a path, the answer is the file. Its bytes go from the
+// kernel to the kernel.
+func ExampleFileCache() {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "files")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, "greeting"), []byte("hello from a file\n"), 0o600); err != nil {
+		fmt.Println(err)
+		return
+	}
+	files, err := transport.NewFileCache(dir, transport.FileCacheConfig{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer files.Close()
+	srv := &transport.Server{Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(codec.Line{}, pipeline.On(func(c *pipeline.Context, line *buffer.Buf) error {
+			path := line.ReadString(line.Len())
+			line.Release()
+			files.Open(c, path, func(f *transport.CachedFile, err error) {
+				if errors.Is(err, transport.ErrPathEscapes) {
+					c.Write("not allowed\n")
+					return
+				}
+				if err != nil {
+					c.Write("not there\n")
+					return
+				}
+				c.Write(f.Region(0, f.Size()))
+				f.Release()
+			})
+			return nil
+		}))
+	}}
+	l, err := srv.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	nc, err := net.Dial("tcp", l.LocalAddr().String())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	answers := bufio.NewReader(nc)
+	for _, path := range []string{"greeting", "nothing", "../etc/passwd"} {
+		fmt.Fprintln(nc, path)
+		answer, _ := answers.ReadString('\n')
+		fmt.Print(answer)
+	}
+	nc.Close()
+	fmt.Println(srv.Shutdown(ctx))
+	// Output:
+	// hello from a file
+	// not there
+	// not allowed
 	// <nil>
 }
 
