@@ -140,9 +140,10 @@ func (r *recorder) HandleUnregistered(*pipeline.Context) error { r.note("unregis
 
 func (r *recorder) HandleRemoved(*pipeline.Context) {
 	r.mu.Lock()
-	r.removed = true
-	r.mu.Unlock()
-	r.note("removed")
+	defer r.mu.Unlock()
+	r.removed = true // together: who waits for the one looks at the other
+	r.log = append(r.log, "removed")
+	r.changed.Broadcast()
 }
 
 // checkLife looks at the order of the events of a channel that has ended.
