@@ -135,10 +135,15 @@ func (k *fileSink) written() {
 	k.busy = false
 	err := k.task.err
 	k.task.err = nil
+	lost := k.bytes // if it has failed
 	k.drop(err == nil)
 	if err != nil {
+		k.m.taken -= int64(lost)
 		for k.pieces.n > 0 {
 			k.drop(false)
+		}
+		if k.m.over && k.m.err == nil {
+			k.m.err = err // the relay has ended before the last of it was written
 		}
 		k.m.giveUp(err)
 	}

@@ -29,7 +29,8 @@ type Mirror struct {
 	Block bool
 	// Ended is called once, in a task of the relay's loop, when the sink gets nothing any
 	// more and what it got is written, or in the queue of its channel: with how many bytes
-	// that was, from the beginning of the relay, and with why it was given up,
+	// that was, from the beginning of the relay, less the piece of a file that could not be
+	// written and those behind it, and with why it was given up,
 	// [ErrMirrorBehind] or what it failed with; nil if there was no more. It may be nil.
 	Ended func(bytes int64, err error)
 }
@@ -46,6 +47,7 @@ type mirror struct {
 	taken int64 // bytes the sink was given
 	ahead int   // of those in the pipe of the way, the sink has been given so many
 	over  bool  // it gets nothing any more
+	err   error // why, if it was given up or has failed to write what it got
 }
 
 // sink is where a mirror's bytes go. What it could not take is told by less than was
@@ -62,6 +64,28 @@ type sink interface {
 	idle() bool
 	// end has told called when what was taken has left. Nothing comes any more.
 	end(told func())
+}
+
+// feeding reports whether the channel is the sink of a mirror.
+func (s *stream) feeding() bool { return s.rare != nil && s.rare.feeds != nil }
+
+// checkMirrors looks whether the channels among the sinks are free: not relayed
+// themselves, nor another mirror's.
+func checkMirrors(mirrors []Mirror, a, b *stream) error {
+	for i, c := range mirrors {
+		if c.Channel == nil {
+			continue
+		}
+		if s, ok := c.Channel.(*stream); ok && s.Loop() == a.Loop() && (s == a || s == b || s.relayed || s.feeding()) {
+			return ErrRelayed
+		}
+		for _, o := range mirrors[:i] {
+			if o.Channel == c.Channel {
+				return ErrRelayed
+			}
+		}
+	}
+	return nil
 }
 
 // addMirrors begins what r.Mirrors says. The way has been joined.
@@ -92,6 +116,9 @@ func (w *way) tee(p pipe, n int) int {
 		}
 		if m.ahead == 0 {
 			m.got(m.sink.tee(p, n))
+		}
+		if w.dst.out.piped == 0 {
+			return 0 // p is closed, by a handler of the sink's channel
 		}
 		if m.over {
 			continue
@@ -185,13 +212,13 @@ func (m *mirror) giveUp(err error) {
 }
 
 func (m *mirror) finish(err error) {
-	m.over = true
+	m.over, m.err = true, err
 	m.sink.end(func() {
 		if m.ended == nil {
 			return
 		}
 		// As a task, so that what it does comes after what is under way.
-		if told := func() { m.ended(m.taken, err) }; m.w.src.Loop().Execute(told) != nil {
+		if told := func() { m.ended(m.taken, m.err) }; m.w.src.Loop().Execute(told) != nil {
 			told()
 		}
 	})
@@ -274,7 +301,7 @@ func newChannelSink(m *mirror, ch pipeline.Channel) *channelSink {
 			k.HandleRemoved(nil)
 		}
 	}) != nil {
-		m.over = true
+		k.HandleRemoved(nil)
 	}
 	return k
 }

@@ -236,17 +236,19 @@ func TestMirror_BadFile(t *testing.T) {
 	defer readOnly.Close()
 	for _, f := range []*os.File{full, readOnly} {
 		eachRelay(t, func(t *testing.T, network string, mode RelayMode) {
-			r := newMirrorRig(t, network, Config{}, mode, Mirror{File: f, Block: true})
-			out := letters(3 << 20)
-			go func() {
-				io.WriteString(r.client, out)
-				r.client.(closeWriter).CloseWrite()
-			}()
-			if got, err := io.ReadAll(r.server); err != nil || string(got) != out {
-				t.Errorf("server: got %d bytes, %v; want %d", len(got), err, len(out))
-			}
-			if e := await(t, r.ends[0], "the mirror's end"); e.err == nil {
-				t.Error("got no error")
+			for _, size := range []int{1, 3 << 20} { // the relay of one may end before its mirror
+				r := newMirrorRig(t, network, Config{}, mode, Mirror{File: f, Block: true})
+				out := letters(size)
+				go func() {
+					io.WriteString(r.client, out)
+					r.client.(closeWriter).CloseWrite()
+				}()
+				if got, err := io.ReadAll(r.server); err != nil || string(got) != out {
+					t.Errorf("server: got %d bytes, %v; want %d", len(got), err, len(out))
+				}
+				if e := await(t, r.ends[0], "the mirror's end"); e.err == nil || e.bytes != 0 {
+					t.Errorf("got %d bytes, %v; want none and an error", e.bytes, e.err)
+				}
 			}
 		})
 	}

@@ -62,7 +62,7 @@ type WayStats struct {
 
 // Errors of Relay.Start.
 var (
-	// ErrRelayed reports a channel that is relayed already.
+	// ErrRelayed reports a channel that is relayed already, or gets what a mirror sends.
 	ErrRelayed = errors.New("transport: channel is relayed already")
 	// ErrCannotRelay reports channels that cannot be joined in the mode that is asked for,
 	// or with mirrors: they are not on one loop, or one is no socket.
@@ -99,7 +99,7 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 	}
 	for _, s := range []*stream{a, b} {
 		switch {
-		case s.relayed:
+		case s.relayed || s.feeding():
 			return ErrRelayed
 		case s.receiving():
 			return ErrReceiving
@@ -109,6 +109,9 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 			}
 			return pipeline.ErrClosed
 		}
+	}
+	if err := checkMirrors(r.Mirrors, a, b); err != nil {
+		return err
 	}
 	up, down := &r.ways[0], &r.ways[1]
 	up.join(r.Mode, a, b)

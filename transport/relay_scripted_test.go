@@ -224,3 +224,69 @@ func relayScripted(t *testing.T, seed uint64) {
 		}
 	}
 }
+
+// What a mirror gets may run a handler that closes the relay's channels: nothing is
+// written to a socket that is closed, and what its place in the queue has is dropped.
+func TestRelay_ClosedByAMirrorsHandler(t *testing.T) {
+	for _, short := range []int{1000, 100_000} { // what the target's socket takes
+		m := eventloop.NewManual()
+		var ends [3]*stream
+		var ks [3]*script
+		for i := range ends {
+			hs := []any{new(writer)}
+			if i == 2 {
+				hs = append(hs, pipeline.OnWritability(func(*pipeline.Context) error {
+					ends[1].Reset()
+					return nil
+				}))
+			}
+			ends[i], ks[i] = scriptedEnd(t, m, scriptFD+i, true, hs...)
+		}
+		ends[2].SetWaterMarks(1, 1000)
+		ks[0].in = []readStep{{data: letters(60_000)}, {data: letters(60_000)}}
+		ks[1].take = []takeStep{{n: short}}
+		ks[2].take = []takeStep{{err: sys.ErrAgain}}
+		relay := &Relay{Mode: RelayCopy, Mirrors: []Mirror{{Channel: ends[2], Block: true}}}
+		c := pipeline.Find[*writer](ends[0].Pipeline())
+		m.Enter(func() {
+			if err := relay.Start(c, ends[1]); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range ends[1:] {
+				if err := new(Relay).Start(pipeline.Find[*writer](s.Pipeline()), ends[0]); err != ErrRelayed {
+					t.Errorf("a second relay: got %v, want %v", err, ErrRelayed)
+				}
+			}
+			ends[0].HandleIO(eventloop.EventRead)
+		})
+		m.RunUntilIdle()
+		if ends[1].at != streamClosed || ends[0].at == streamOpen {
+			t.Errorf("%d: got states %d and %d, want both closed", short, ends[0].at, ends[1].at)
+		}
+		if out := ks[1].out.String(); out != letters(60_000)[:min(short, 60_000)] {
+			t.Errorf("%d: the target got %d bytes", short, len(out))
+		}
+		m.Close()
+	}
+}
+
+// A mirror's channel is free: not an end of the relay, nor a sink twice.
+func TestMirror_Refused(t *testing.T) {
+	m := eventloop.NewManual()
+	defer m.Close()
+	var ends [3]*stream
+	for i := range ends {
+		ends[i], _ = scriptedEnd(t, m, scriptFD+i, true, new(writer))
+	}
+	c := pipeline.Find[*writer](ends[0].Pipeline())
+	m.Enter(func() {
+		for _, mirrors := range [][]Mirror{{{Channel: ends[0]}}, {{Channel: ends[1]}}, {{Channel: ends[2]}, {Channel: ends[2]}}} {
+			if err := (&Relay{Mirrors: mirrors}).Start(c, ends[1]); err != ErrRelayed {
+				t.Errorf("got %v, want %v", err, ErrRelayed)
+			}
+		}
+		if ends[0].relayed || ends[2].feeding() {
+			t.Error("something has changed")
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"syscall"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
@@ -151,9 +152,6 @@ func (w *way) copy() (int, bool) {
 		return 0, false
 	}
 	counters.Reads++
-	if w.mirrors != nil {
-		w.copyTo(hot)
-	}
 	counters.Writes++
 	parts := append(d.state.iov[:0], sys.MakeIovec(hot.Window()))
 	sent, err := d.sock.write(parts, false, false)
@@ -165,20 +163,34 @@ func (w *way) copy() (int, bool) {
 	}
 	w.copied.Add(int64(n))
 	full := n == size
-	if sent == n {
-		hot.Clear()
-		d.out.passed(n)
-	} else {
-		d.out.passed(sent)
+	d.out.passed(sent)
+	switch {
+	case w.mirrors != nil:
+		// What a mirror does may run handlers, which may close any of the channels: by
+		// then the bytes have their place in the queue.
+		msg := s.state.message(0)
+		if sent < n {
+			d.enqueueRest(msg.Slice(msg.ReaderIndex()+sent, n-sent))
+		}
+		w.copyTo(msg)
+		msg.Release()
+	case sent < n:
 		hot.Skip(sent)
-		d.blocked = true
-		d.out.addBuf(s.state.message(0), nil, d.Alloc())
-		d.flushTo = d.out.queued
-		d.SetPending(d.out.charge)
-		d.updateInterest()
+		d.enqueueRest(s.state.message(0))
+	default:
+		hot.Clear()
 	}
 	w.judge(full)
 	return n, full
+}
+
+// enqueueRest queues what the socket has just not taken.
+func (s *stream) enqueueRest(b *buffer.Buf) {
+	s.blocked = true
+	s.out.addBuf(b, nil, s.Alloc())
+	s.flushTo = s.out.queued
+	s.SetPending(s.out.charge)
+	s.updateInterest()
 }
 
 // splice moves one pipe full. It reports whether there may be more to read.
@@ -253,7 +265,11 @@ func (s *stream) sendPipe() {
 	w := r.pipeOf // nil for the bytes of a mirror
 	want := held
 	if w != nil && w.mirrors != nil {
-		if want = w.tee(r.pipe, held); want == 0 {
+		want = w.tee(r.pipe, held)
+		if int(s.out.piped) != held {
+			return // a handler of a mirror's channel has closed this one, and the pipe with it
+		}
+		if want == 0 {
 			r.waiting = true
 			return
 		}
