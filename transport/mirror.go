@@ -329,4 +329,11 @@ func (k *channelSink) ready() bool { return k.ch.Open() && k.ch.Writable() }
 
 func (k *channelSink) idle() bool { return true }
 
-func (k *channelSink) end(told func()) { told() }
+func (k *channelSink) end(told func()) {
+	told()
+	_ = k.ch.Loop().Execute(func() { // a loop that has ended has removed it
+		if c := pipeline.Find[*channelSink](k.ch.Pipeline()); c != nil && c.Handler() == any(k) {
+			_ = c.Remove()
+		}
+	})
+}

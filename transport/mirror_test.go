@@ -4,6 +4,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -36,7 +38,7 @@ func (p *mirrored) dial(c *pipeline.Context, i int) {
 		_ = p.proxy.HandleActive(c)
 		return
 	}
-	if p.mirrors[i].File != nil {
+	if p.mirrors[i].File != nil || p.mirrors[i].Channel != nil {
 		p.dial(c, i+1)
 		return
 	}
@@ -85,7 +87,7 @@ func newMirrorRig(t *testing.T, network string, cfg Config, mode RelayMode, mirr
 	}}
 	r.client = dialNet(t, serve(t, srv, network, anyAddr(t, network)))
 	for _, m := range mirrors {
-		if m.File == nil {
+		if m.File == nil && m.Channel == nil {
 			nc := must(sink.Accept())
 			t.Cleanup(func() { nc.Close() })
 			r.sinks = append(r.sinks, nc)
@@ -249,6 +251,52 @@ func TestMirror_BadFile(t *testing.T) {
 				if e := await(t, r.ends[0], "the mirror's end"); e.err == nil || e.bytes != 0 {
 					t.Errorf("got %d bytes, %v; want none and an error", e.bytes, e.err)
 				}
+			}
+		})
+	}
+}
+
+// A sink on another loop gets what goes up, too, by copying; and nothing of the mirror
+// stays in its pipeline.
+func TestMirror_Elsewhere(t *testing.T) {
+	g := must(eventloop.NewGroup(eventloop.GroupConfig{Loops: 1}))
+	defer g.Shutdown(context.Background())
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			l := must(net.Listen(network, anyAddr(t, network)))
+			defer l.Close()
+			ch := must((&Dialer{Group: g}).Dial(context.Background(), network, l.Addr().String()))
+			sink := must(l.Accept())
+			defer sink.Close()
+			r := newMirrorRig(t, network, Config{}, RelayAuto, Mirror{Channel: ch, Block: true})
+			out := letters(8 << 20)
+			go func() {
+				io.WriteString(r.client, out)
+				r.client.(closeWriter).CloseWrite()
+			}()
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if got, err := io.ReadAll(r.server); err != nil || string(got) != out {
+					t.Errorf("server: got %d bytes, %v; want %d", len(got), err, len(out))
+				}
+			})
+			wg.Go(func() {
+				if got, err := io.ReadAll(sink); err != nil || string(got) != out {
+					t.Errorf("mirror: got %d bytes, %v; want %d", len(got), err, len(out))
+				}
+			})
+			if e := await(t, r.ends[0], "the mirror's end"); e.err != nil || e.bytes != int64(len(out)) {
+				t.Errorf("end: got %d bytes, %v", e.bytes, e.err)
+			}
+			names := make(chan []string, 1)
+			_ = ch.Loop().Execute(func() { names <- ch.Pipeline().Names() })
+			if left := await(t, names, "names"); len(left) != 0 {
+				t.Errorf("left in the sink's pipeline: %q", left)
+			}
+			ch.Close()
+			wg.Wait()
+			if s := r.relay.Stats(); s.Up.Spliced != 0 || s.Mirrored != int64(len(out)) {
+				t.Errorf("got %+v, want all copied and mirrored", s)
 			}
 		})
 	}
