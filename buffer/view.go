@@ -74,9 +74,7 @@ func (b *Buf) Copy() *Buf {
 // returns false and changes nothing if they lie elsewhere, if one of the two is
 // read-only and the other is not, or if b has room in between or other references.
 func (b *Buf) Join(o *Buf) bool {
-	if b.slot != o.slot || (b.flags|o.flags)&flagParts != 0 || (b.flags^o.flags)&flagReadOnly != 0 ||
-		b.q != b.l || b == o ||
-		uintptr(b.p)+uintptr(b.q) != uintptr(o.p)+uintptr(o.r) || atomic.LoadInt32(&b.ref) != 1 {
+	if !b.Joins(o) {
 		return false
 	}
 	b.q += o.q - o.r
@@ -88,6 +86,13 @@ func (b *Buf) Join(o *Buf) bool {
 	b.sync()
 	o.Release()
 	return true
+}
+
+// Joins reports whether [Buf.Join] would join o to b.
+func (b *Buf) Joins(o *Buf) bool {
+	return b.slot == o.slot && (b.flags|o.flags)&flagParts == 0 && (b.flags^o.flags)&flagReadOnly == 0 &&
+		b.q == b.l && b != o &&
+		uintptr(b.p)+uintptr(b.q) == uintptr(o.p)+uintptr(o.r) && atomic.LoadInt32(&b.ref) == 1
 }
 
 // ReadOnly returns a new Buf with the same content and indices and a reference of its

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Counters counts system calls by kind. A handle adds what it calls to the counters
-// of its loop, which are plain numbers of the loop.
+// Counters counts system calls by kind, and bytes by the path that they took. A handle
+// adds what it does to the counters of its loop, which are plain numbers of the loop.
 type Counters struct {
 	Reads      uint64 // read, readv and recvmmsg that brought bytes or the end
 	EmptyReads uint64 // those that found nothing
@@ -18,6 +18,14 @@ type Counters struct {
 	Accepts    uint64
 	EpollCtls  uint64
 	EpollWaits uint64
+
+	// Bytes. Those that were sent are the sum of BytesWritten, BytesSendfile and
+	// BytesSpliced.
+	BytesRead     uint64 // from sockets into buffers
+	BytesWritten  uint64 // from buffers to sockets
+	BytesCopied   uint64 // from buffer to buffer, so that short messages leave together
+	BytesMapped   uint64 // of BytesWritten, from the pages of mapped files
+	BytesSendfile uint64 // from files to sockets
 }
 
 // Metrics is what a loop has done since it was started, and what it has to do.

@@ -300,6 +300,7 @@ func (s *dgram) readTurn() {
 		delivered, b := s.deliver(n)
 		got += delivered
 		bytes += b
+		counters.BytesRead += uint64(b)
 		if s.at != dgramOpen || n < want || reads == maxReadsPerTurn || bytes >= maxBytesPerTurn ||
 			!s.AutoRead() || s.paused {
 			break

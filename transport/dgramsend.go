@@ -99,7 +99,9 @@ func (s *dgram) sendBatch() int {
 		return 0
 	}
 	s.woken, s.again, s.rest = false, false, 0
-	return s.out.left(n)
+	sent := s.out.left(n)
+	s.Loop().Counters().BytesWritten += uint64(sent)
+	return sent
 }
 
 // sendFailed deals with an error of the first datagram in the queue, which fails by

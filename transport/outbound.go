@@ -97,8 +97,9 @@ func (o *outbound) passed(n int) {
 // memory is how many bytes the queue pins, to a KiB for each region.
 func (o *outbound) memory() int64 { return o.charge - int64(o.files)<<10 }
 
-// addBuf queues b, which it takes over. p may be nil.
-func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allocator) {
+// addBuf queues b, which it takes over, and returns how many bytes it has copied for
+// that. p may be nil.
+func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allocator) (copied int) {
 	n := b.Len()
 	o.queued += uint64(n)
 	if p != nil {
@@ -106,38 +107,58 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 	}
 	if n == 0 {
 		b.Release()
-		return
+		return 0
+	}
+	if last := o.joinable(); last != nil && last.Join(b) {
+		return 0 // frames that are sent on as they came lie side by side
+	}
+	if o.route(b).path != PathCopy {
+		o.push(entry{buf: b})
+		return 0
 	}
 	last := o.entries.last()
-	if last != nil && last.buf != nil && !o.merging && last.buf.Join(b) {
-		return // frames that are sent on as they came lie side by side
+	if !o.merging {
+		return o.mergeWith(last, b, alloc)
 	}
-	if n <= mergeLimit && last != nil && last.buf != nil && !b.Mapped() && !last.buf.Mapped() {
-		if o.merging && last.buf.Cap()-last.buf.WriterIndex() >= n {
-			o.append(last.buf, b)
-			return
-		}
-		if m := last.buf.Len(); !o.merging && m <= mergeLimit {
-			if merged, err := alloc.TryAlloc(o.nextMerge(m + n)); err == nil {
-				o.append(merged, last.buf)
-				o.append(merged, b)
-				o.charge -= last.charge
-				last.buf, last.charge = merged, int64(merged.Pinned())+entryCharge
-				o.charge += last.charge
-				o.merging = true
-				return
-			}
-		} else if o.merging {
-			if merged, err := alloc.TryAlloc(o.nextMerge(n)); err == nil {
-				o.append(merged, b)
-				b = merged
-				o.push(entry{buf: b})
-				o.merging = true
-				return
-			}
-		}
+	if last.buf.Cap()-last.buf.WriterIndex() >= n {
+		o.append(last.buf, b)
+		return n
 	}
-	o.push(entry{buf: b})
+	merged, err := alloc.TryAlloc(o.nextMerge(n))
+	if err != nil {
+		o.push(entry{buf: b})
+		return 0
+	}
+	o.append(merged, b)
+	o.push(entry{buf: merged})
+	o.merging = true
+	return n
+}
+
+// joinable returns the last buffer if what is queued may become a part of it.
+func (o *outbound) joinable() *buffer.Buf {
+	if last := o.entries.last(); last != nil && !o.merging {
+		return last.buf
+	}
+	return nil
+}
+
+// mergeWith copies last, a buffer in the queue, and b behind it into a new merge buffer,
+// and returns how many bytes it has copied.
+func (o *outbound) mergeWith(last *entry, b *buffer.Buf, alloc buffer.Allocator) int {
+	n := last.buf.Len() + b.Len()
+	merged, err := alloc.TryAlloc(o.nextMerge(n))
+	if err != nil {
+		o.push(entry{buf: b})
+		return 0
+	}
+	o.append(merged, last.buf)
+	o.append(merged, b)
+	o.charge -= last.charge
+	last.buf, last.charge = merged, int64(merged.Pinned())+entryCharge
+	o.charge += last.charge
+	o.merging = true
+	return n
 }
 
 // append moves the bytes of b to the end of merged.
@@ -246,6 +267,19 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 		}
 	}
 	return parts, bytes, mapped, nil
+}
+
+// mappedIn returns how many of the n bytes at the head are of mapped files.
+func (o *outbound) mappedIn(n int) (mapped uint64) {
+	for i := 0; n > 0; i++ {
+		b := o.entries.at(i).buf
+		k := min(n, b.Len())
+		if b.Mapped() {
+			mapped += uint64(k)
+		}
+		n -= k
+	}
+	return mapped
 }
 
 // tried adjusts the gather limit to what a write of offered bytes achieved.

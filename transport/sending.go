@@ -95,7 +95,12 @@ func (s *stream) sendParts() {
 	parts, bytes, mapped, then := s.out.parts(s.state.iov, s.flushTo-s.out.sent)
 	n, err := s.sock.write(parts, mapped, then != nil && then.Remaining() <= moreLimit)
 	clear(parts)
-	s.Loop().Counters().Writevs++
+	counters := s.Loop().Counters()
+	counters.Writevs++
+	counters.BytesWritten += uint64(n)
+	if mapped {
+		counters.BytesMapped += s.out.mappedIn(n)
+	}
 	switch {
 	case err == sys.ErrAgain:
 		s.blocked = true
@@ -124,10 +129,8 @@ func (s *stream) sendRegion(budget int) int {
 	r := s.out.region()
 	want := int(min(r.Remaining(), int64(budget)))
 	file, off := r.Fd(), r.Offset()+r.Sent()
-	if cached, err := s.sock.cached(file, off); err == nil && !cached {
-		if s.submitRegion(r, file, off, want) {
-			return 0
-		}
+	if s.routeRegion(r).why == whyCold && s.submitRegion(r, file, off, want) {
+		return 0
 	}
 	n, err := s.sock.sendfile(file, off, want)
 	return s.regionSent(n, want, err)
@@ -151,7 +154,9 @@ func (s *stream) submitRegion(r *buffer.FileRegion, file int, off int64, want in
 
 // regionSent deals with the outcome of a sendfile.
 func (s *stream) regionSent(n, want int, err error) int {
-	s.Loop().Counters().Sendfiles++
+	counters := s.Loop().Counters()
+	counters.Sendfiles++
+	counters.BytesSendfile += uint64(n)
 	switch {
 	case err == sys.ErrAgain:
 		s.blocked = true
@@ -249,7 +254,7 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 	var err error
 	switch m := msg.(type) {
 	case *buffer.Buf:
-		s.out.addBuf(m, p, s.Alloc())
+		s.enqueue(m, p)
 	case *buffer.FileRegion:
 		if !s.out.addRegion(m, p, s.HighWater()) {
 			m.Release()
@@ -259,13 +264,13 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 		var b *buffer.Buf
 		if b, err = s.Alloc().TryAlloc(len(m)); err == nil {
 			b.Write(m)
-			s.out.addBuf(b, p, s.Alloc())
+			s.enqueue(b, p)
 		}
 	case string:
 		var b *buffer.Buf
 		if b, err = s.Alloc().TryAlloc(len(m)); err == nil {
 			b.WriteString(m)
-			s.out.addBuf(b, p, s.Alloc())
+			s.enqueue(b, p)
 		}
 	default:
 		buffer.Release(msg)
@@ -292,6 +297,11 @@ func (c *streamCore) DoWrite(msg any, p *eventloop.Promise) {
 		s.accountFrom(accountStep) // it is not about to leave
 	}
 	s.SetPending(s.out.charge)
+}
+
+// enqueue adds b, which it takes over, to the queue.
+func (s *stream) enqueue(b *buffer.Buf, p *eventloop.Promise) {
+	s.Loop().Counters().BytesCopied += uint64(s.out.addBuf(b, p, s.Alloc()))
 }
 
 // refuse fails a write that came too late. A close is reported by itself; only a

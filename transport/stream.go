@@ -350,6 +350,7 @@ func (s *stream) readTurn(ending bool) {
 			break
 		}
 		total += n
+		counters.BytesRead += uint64(n)
 		if s.recv.read(n, s.cfg.MaxRead) {
 			s.fitWaterMarks()
 		}

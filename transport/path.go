@@ -1,0 +1,233 @@
+package transport
+
+import (
+	"fmt"
+
+	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/internal/invariant"
+	"github.com/runnel-io/runnel/pipeline"
+)
+
+// Path is how bytes travel between a channel's pipeline, or a file, or another channel,
+// and the peer.
+type Path uint8
+
+const (
+	// PathNone: they do not.
+	PathNone Path = iota
+	// PathCopy: they are copied once in the process, into a buffer that they share with
+	// their neighbours, and leave from there; or they are read and written.
+	PathCopy
+	// PathWrite: they leave from where they lie, many parts in one call (write(2),
+	// writev(2), sendmmsg(2)).
+	PathWrite
+	// PathMapped: as PathWrite, from the pages of a mapped file.
+	PathMapped
+	// PathSendfile: from the page cache to the socket (sendfile(2)).
+	PathSendfile
+	// PathSplice: from the socket through a pipe to a socket or a file (splice(2)).
+	PathSplice
+	// PathHandOver: the message itself is handed to the other end, in the process.
+	PathHandOver
+)
+
+func (p Path) String() string {
+	names := [...]string{"none", "copy", "write", "mapped", "sendfile", "splice", "hand over"}
+	if int(p) < len(names) {
+		return names[p]
+	}
+	return fmt.Sprintf("Path(%d)", uint8(p))
+}
+
+// Explanation is a path and why it is taken, in words.
+type Explanation struct {
+	Path   Path
+	Reason string
+}
+
+func (e Explanation) String() string { return e.Path.String() + ": " + e.Reason }
+
+// why is a reason for a path.
+type why uint8
+
+const (
+	whyUnsupported why = iota
+	whyClosed
+	whyForeign
+	whyEmpty
+	whyAlone
+	whyBeside
+	whyJoined
+	whyLarge
+	whyLargeBefore
+	whyMappedBefore
+	whyMerging
+	whyMapped
+	whyUnowned
+	whyCached
+	whyCold
+	whyTooManyRegions
+	whyDatagram
+	whyInProcess
+	whys int = iota
+)
+
+var reasons = [whys]string{
+	whyUnsupported:    "the channel cannot send such a message",
+	whyClosed:         "the channel sends nothing any more",
+	whyForeign:        "the channel is not one of this package",
+	whyEmpty:          "there is nothing in it",
+	whyAlone:          "no buffer is before it in the queue",
+	whyBeside:         "it and the one before it are short, which is cheaper to copy than to gather",
+	whyJoined:         "its memory continues that of the buffer before it, and both leave as one",
+	whyLarge:          "it is long, which is cheaper to gather than to copy",
+	whyLargeBefore:    "the one before it is long and stays where it is",
+	whyMappedBefore:   "the one before it is a mapped file and stays where it is",
+	whyMerging:        "it is short, and those before it have been copied together already",
+	whyMapped:         "it is a mapped file, whose pages are not read before the kernel does",
+	whyUnowned:        "it belongs to the caller, and is copied before Write returns",
+	whyCached:         "its next page is in memory",
+	whyCold:           "its next page is not in memory, or the file system does not tell: a worker sends it",
+	whyTooManyRegions: "there are too many file regions in the queue",
+	whyDatagram:       "a datagram leaves from where it lies, with others in one call",
+	whyInProcess:      "both ends are in this process",
+}
+
+// route is the decision which way a message goes.
+type route struct {
+	path Path
+	why  why
+}
+
+func (r route) explain() Explanation { return Explanation{r.path, reasons[r.why]} }
+
+// Explain says how msg would travel if it was written to ch now and got to the head of its
+// pipeline as it is, and why. It is the decision that the channel makes for what is
+// written, asked beforehand; ch and msg stay as they are. How many bytes have taken which
+// way is in the counters of each loop ([eventloop.Counters]). [Relay.Explain] and
+// [FileReceiver.Explain] say it of what does not pass a pipeline.
+//
+// A region is asked for its next page, which costs a system call.
+//
+// Loop only: that of ch.
+func Explain(ch pipeline.Channel, msg any) Explanation {
+	invariant.OnLoop(ch.Loop())
+	switch s := ch.(type) {
+	case *stream:
+		return s.route(msg).explain()
+	case *dgram:
+		return s.route(msg).explain()
+	case *localChannel:
+		return s.route(msg).explain()
+	}
+	return route{PathNone, whyForeign}.explain()
+}
+
+// route decides how msg would be sent.
+func (s *stream) route(msg any) route {
+	if s.at >= streamClosing || s.outputShut {
+		return route{PathNone, whyClosed}
+	}
+	switch m := msg.(type) {
+	case *buffer.Buf:
+		if last := s.out.joinable(); last != nil && last.Joins(m) {
+			return route{PathWrite, whyJoined}
+		}
+		return s.out.route(m)
+	case *buffer.FileRegion:
+		if s.out.regions >= maxRegions {
+			return route{PathNone, whyTooManyRegions}
+		}
+		return s.routeRegion(m)
+	}
+	return routeUnowned(msg)
+}
+
+// routeUnowned decides how a message that is no Buf would be sent by a socket.
+func routeUnowned(msg any) route {
+	n := 0
+	switch m := msg.(type) {
+	case []byte:
+		n = len(m)
+	case string:
+		n = len(m)
+	default:
+		return route{PathNone, whyUnsupported}
+	}
+	if n == 0 {
+		return route{PathNone, whyEmpty}
+	}
+	return route{PathCopy, whyUnowned}
+}
+
+// route decides whether b, which does not lie behind the last buffer of the queue, is
+// copied together with that or leaves from where it lies.
+func (o *outbound) route(b *buffer.Buf) route {
+	last := o.entries.last()
+	switch n := b.Len(); {
+	case n == 0:
+		return route{PathNone, whyEmpty}
+	case n > mergeLimit:
+		if b.Mapped() {
+			return route{PathMapped, whyMapped}
+		}
+		return route{PathWrite, whyLarge}
+	case b.Mapped():
+		return route{PathMapped, whyMapped}
+	case last == nil || last.buf == nil:
+		return route{PathWrite, whyAlone}
+	case o.merging:
+		return route{PathCopy, whyMerging}
+	case last.buf.Len() > mergeLimit:
+		return route{PathWrite, whyLargeBefore}
+	case last.buf.Mapped():
+		return route{PathWrite, whyMappedBefore}
+	}
+	return route{PathCopy, whyBeside}
+}
+
+// routeRegion decides whether the loop may send the next piece of r itself.
+func (s *stream) routeRegion(r *buffer.FileRegion) route {
+	if r.Remaining() == 0 {
+		return route{PathNone, whyEmpty}
+	}
+	if cached, err := s.sock.cached(r.Fd(), r.Offset()+r.Sent()); err == nil && !cached {
+		return route{PathSendfile, whyCold}
+	}
+	return route{PathSendfile, whyCached}
+}
+
+// route decides how msg would be sent.
+func (s *dgram) route(msg any) route {
+	if s.at >= dgramClosing {
+		return route{PathNone, whyClosed}
+	}
+	switch m := msg.(type) {
+	case *Datagram:
+		return route{PathWrite, whyDatagram}
+	case *buffer.Buf:
+		if m.Mapped() {
+			return route{PathMapped, whyMapped}
+		}
+		return route{PathWrite, whyDatagram}
+	case []byte, string:
+		return route{PathCopy, whyUnowned} // an empty datagram is one, too
+	}
+	return route{PathNone, whyUnsupported}
+}
+
+// route decides how msg would be sent.
+func (s *localChannel) route(msg any) route {
+	if s.at >= streamClosing || s.outputShut {
+		return route{PathNone, whyClosed}
+	}
+	switch m := msg.(type) {
+	case nil, []byte, string:
+		return routeUnowned(msg)
+	case *buffer.Buf:
+		if m.Len() == 0 {
+			return route{PathNone, whyEmpty}
+		}
+	}
+	return route{PathHandOver, whyInProcess}
+}
