@@ -40,8 +40,8 @@ func (s *stream) shutdownOutput() {
 // side is closed first and the peer's last words are waited for, and dropped. A peer
 // that says nothing is waited for only until it has acknowledged what was sent.
 func (s *stream) closeEmpty() {
-	if s.receiving() && s.rare.receiver.busy {
-		return // its Op may be reading; it ends soon
+	if s.receiving() && s.rare.receiver.unfinished() {
+		return // its Op may be reading, and ends soon; or a mirror holds it up
 	}
 	if s.inputShut || !s.sock.unfinished() || s.sock.shutdownWrite() != nil {
 		s.closeNow(false, s.rare.reason)

@@ -23,19 +23,23 @@ type crossEnd struct {
 	to    pipeline.Channel
 }
 
-// join has both ends added, the one of the running loop at once.
+// join has both ends added, the one of the running loop at once. x has claimed both.
 func (x *crossing) join(a, b pipeline.Channel, up, down *wayCounters) error {
 	x.ends[0] = &crossEnd{x: x, count: up, ch: a, to: b}
 	x.ends[1] = &crossEnd{x: x, count: down, ch: b, to: a}
 	if err := a.Pipeline().AddFirst(x.ends[0]); err != nil {
+		disclaim(a, x)
+		disclaim(b, x)
 		return err
 	}
 	if err := b.Loop().Execute(func() {
 		if b.Pipeline().AddFirst(x.ends[1]) != nil {
+			disclaim(b, x)
 			a.Close()
 		}
 	}); err != nil {
 		_ = a.Pipeline().Remove(pipeline.Find[*crossEnd](a.Pipeline()))
+		disclaim(b, x)
 		return err
 	}
 	return nil
@@ -57,6 +61,9 @@ func (x *crossing) part() {
 		})
 	}
 }
+
+// HandleRemoved implements pipeline.RemovedHandler: the relay is over, or the channel.
+func (e *crossEnd) HandleRemoved(*pipeline.Context) { disclaim(e.ch, e.x) }
 
 // HandleAdded has each read only while the other is writable.
 func (e *crossEnd) HandleAdded(c *pipeline.Context) error { return e.HandleWritability(c) }

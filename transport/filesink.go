@@ -1,8 +1,8 @@
 package transport
 
 import (
-	"io"
-	"os"
+	"errors"
+	"fmt"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/internal/sys"
@@ -20,7 +20,7 @@ const (
 type fileSink struct {
 	m       *mirror
 	state   *loopState
-	file    *os.File
+	bad     error // why the file cannot be written
 	reserve func(int64) int64
 
 	pieces fifo[sinkPiece]
@@ -38,7 +38,7 @@ type sinkPiece struct {
 }
 
 func newFileSink(m *mirror, c Mirror) *fileSink {
-	k := &fileSink{m: m, file: c.File, reserve: c.Reserve}
+	k := &fileSink{m: m, reserve: c.Reserve}
 	if k.reserve == nil {
 		var end int64
 		k.reserve = func(n int64) int64 {
@@ -46,34 +46,49 @@ func newFileSink(m *mirror, c Mirror) *fileSink {
 			return end - n
 		}
 	}
+	k.state = acquireState(m.of.src.Loop(), m.of.src.Alloc())
 	k.task.k = k
-	k.state = acquireState(m.w.src.Loop(), m.w.src.Alloc())
+	k.task.pool, k.task.count = k.state.pool, new(wayCounters)
+	if k.task.to = c.storage; k.task.to == nil {
+		var err error
+		if k.task.to, err = newDiskFile(c.File); err != nil {
+			k.bad = fmt.Errorf("transport: cannot mirror into the file: %w", err)
+		}
+	}
 	return k
 }
 
-func (k *fileSink) tee(from pipe, n int) int {
+func (k *fileSink) tee(from pipe, n int) (int, error) {
 	if last := k.pieces.last(); last != nil && last.buf == nil && (k.pieces.n > 1 || !k.busy) {
 		if m, err := sys.Tee(last.pipe.w, from.r, n); err == nil && m > 0 {
 			last.n += m
 			k.took(m)
-			return m
+			return m, nil
 		}
 	}
 	if k.pieces.n >= sinkPipes {
-		return 0
+		return 0, nil
 	}
 	p, err := k.state.pipes.lend()
 	if err != nil {
-		return 0
+		return 0, k.stuck(err)
 	}
 	m, err := sys.Tee(p.w, from.r, n)
 	if err != nil || m == 0 {
 		k.state.pipes.back(p)
-		return 0
+		return 0, k.stuck(err)
 	}
 	k.pieces.push(sinkPiece{pipe: p, n: m})
 	k.took(m)
-	return m
+	return m, nil
+}
+
+// stuck is err if there is nothing under way after which it may be tried again.
+func (k *fileSink) stuck(err error) error {
+	if k.pieces.n > 0 {
+		return nil
+	}
+	return err
 }
 
 func (k *fileSink) took(n int) {
@@ -82,7 +97,7 @@ func (k *fileSink) took(n int) {
 	k.next()
 }
 
-func (k *fileSink) write(b *buffer.Buf) {
+func (k *fileSink) write(b *buffer.Buf) error {
 	k.bytes += b.Len()
 	if last := k.pieces.last(); last != nil && last.buf != nil && (k.pieces.n > 1 || !k.busy) &&
 		last.buf.Cap()-last.buf.WriterIndex() >= b.Len() {
@@ -93,6 +108,7 @@ func (k *fileSink) write(b *buffer.Buf) {
 		k.pieces.push(sinkPiece{buf: b, n: b.Len()})
 	}
 	k.next()
+	return nil
 }
 
 func (k *fileSink) ready() bool { return k.bytes < sinkBytes }
@@ -120,8 +136,8 @@ func (k *fileSink) next() {
 		return
 	}
 	k.busy = true
-	k.task.piece, k.task.off = *first, k.reserve(int64(first.n))
-	loop := k.m.w.src.Loop()
+	k.task.piece, k.task.at = *first, k.reserve(int64(first.n))
+	loop := k.m.of.src.Loop()
 	loop.Hold() // until the task is back
 	if err := loop.Offload().Submit(k.task.run); err != nil {
 		k.task.err = err
@@ -131,7 +147,7 @@ func (k *fileSink) next() {
 
 // written takes the first piece out: it has been written, or has failed. Loop-only.
 func (k *fileSink) written() {
-	k.m.w.src.Loop().Release()
+	k.m.of.src.Loop().Release()
 	k.busy = false
 	err := k.task.err
 	k.task.err = nil
@@ -171,16 +187,32 @@ func (k *fileSink) drop(written bool) {
 
 // sinkTask writes a piece. It is one of the Offload, and then one of the loop.
 type sinkTask struct {
+	diskWriter
 	k     *fileSink
 	piece sinkPiece
-	off   int64
 	err   error
 }
 
+// errSinkPanic is why a mirror is given up whose file has panicked.
+var errSinkPanic = errors.New("transport: panic while a mirror's file was written")
+
 func (t *sinkTask) run() {
-	t.err = t.write()
+	if t.err = t.k.bad; t.err == nil {
+		t.err = errSinkPanic // unless use returns; the Offload logs it
+		defer t.back()
+		err := t.to.use(func() { t.err = t.write() })
+		if err != nil {
+			t.err = t.failed("write", err)
+		}
+		return
+	}
+	t.back()
+}
+
+// back brings the task to the loop, which does not end before.
+func (t *sinkTask) back() {
 	t.piece = sinkPiece{}
-	_ = t.k.m.w.src.Loop().Submit(t) // which does not end before
+	_ = t.k.m.of.src.Loop().Submit(t)
 }
 
 // Run implements eventloop.Task.
@@ -188,26 +220,14 @@ func (t *sinkTask) Run() { t.k.written() }
 
 func (t *sinkTask) write() error {
 	if b := t.piece.buf; b != nil {
-		for seg := range b.Segments {
-			n, err := t.k.file.WriteAt(seg, t.off)
-			if err != nil {
-				return err
-			}
-			t.off += int64(n)
-		}
-		return nil
+		return t.storeBuf(b)
 	}
-	fd := int(t.k.file.Fd())
 	for left := t.piece.n; left > 0; {
-		n, err := sys.SpliceToFile(fd, t.piece.pipe.r, t.off, left)
+		n, err := t.drain(t.piece.pipe, left)
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			return io.ErrShortWrite
-		}
 		left -= n
-		t.off += int64(n)
 	}
 	return nil
 }

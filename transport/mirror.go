@@ -5,13 +5,12 @@ import (
 	"os"
 
 	"github.com/runnel-io/runnel/buffer"
-	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
-// Mirror is a sink that gets a copy of what a [Relay] sends up, from the start of the
-// relay on. What goes through a pipe is duplicated in the kernel (tee(2)), what is copied
-// is copied once more.
+// Mirror is a sink that gets a copy of what a [Relay] sends up, or of what a
+// [FileReceiver] writes, from the start on. What goes through a pipe is duplicated in the
+// kernel (tee(2)), what is copied is copied once more.
 type Mirror struct {
 	// Channel gets the bytes past its pipeline, and is not closed afterwards. A channel
 	// that is no stream on the loop of the relay has the relay copy everything.
@@ -33,92 +32,85 @@ type Mirror struct {
 	// written and those behind it, and with why it was given up,
 	// [ErrMirrorBehind] or what it failed with; nil if there was no more. It may be nil.
 	Ended func(bytes int64, err error)
+
+	storage storage // for tests: instead of File
 }
 
 // ErrMirrorBehind is why a mirror was given up that did not keep up.
 var ErrMirrorBehind = errors.New("transport: mirror does not keep up")
 
-// mirror is a Mirror at work. Loop-only but for the counters of its way.
+// mirrorOwner is what has mirrors: a way of a relay, or a FileReceiver.
+type mirrorOwner interface {
+	// teeing reports whether the pipe that is being duplicated is still its: a sink may
+	// run handlers, which may close anything.
+	teeing() bool
+	// mirrorsResume is called when a sink may take more, or has been given up.
+	mirrorsResume()
+}
+
+// mirrors is the sinks of one stream of bytes. nil is none. Loop-only but for the counters.
+type mirrors struct {
+	of     mirrorOwner
+	by     any     // who has the claims
+	src    *stream // whose bytes they are
+	count  *wayCounters
+	all    []*mirror
+	copies bool // one of them has nothing to do with pipes
+}
+
+// mirror is a Mirror at work. Loop-only.
 type mirror struct {
-	w     *way
+	of    *mirrors
 	ended func(int64, error)
+	ch    pipeline.Channel // nil for a file
 	block bool
 	sink  sink
 	taken int64 // bytes the sink was given
-	ahead int   // of those in the pipe of the way, the sink has been given so many
+	ahead int   // of those in the pipe that is sent on, the sink has been given so many
 	over  bool  // it gets nothing any more
 	err   error // why, if it was given up or has failed to write what it got
 }
 
-// sink is where a mirror's bytes go. What it could not take is told by less than was
-// offered; it calls mirror.resume when it may take more, and mirror.giveUp when it has
-// failed.
-type sink interface {
-	// tee takes up to n bytes of a pipe that holds as many, without removing them.
-	tee(from pipe, n int) int
-	// write takes b.
-	write(b *buffer.Buf)
-	// ready reports whether write is welcome.
-	ready() bool
-	// idle reports whether all that was taken has left.
-	idle() bool
-	// end has told called when what was taken has left. Nothing comes any more.
-	end(told func())
-}
-
-// feeding reports whether the channel is the sink of a mirror.
-func (s *stream) feeding() bool { return s.rare != nil && s.rare.feeds != nil }
-
-// checkMirrors looks whether the channels among the sinks are free: not relayed
-// themselves, nor another mirror's.
-func checkMirrors(mirrors []Mirror, a, b *stream) error {
-	for i, c := range mirrors {
-		if c.Channel == nil {
-			continue
-		}
-		if s, ok := c.Channel.(*stream); ok && s.Loop() == a.Loop() && (s == a || s == b || s.relayed || s.feeding()) {
-			return ErrRelayed
-		}
-		for _, o := range mirrors[:i] {
-			if o.Channel == c.Channel {
-				return ErrRelayed
-			}
-		}
+// newMirrors begins what configs say, whose channels have been claimed.
+func newMirrors(configs []Mirror, of mirrorOwner, by any, src *stream, count *wayCounters) *mirrors {
+	if len(configs) == 0 {
+		return nil
 	}
-	return nil
-}
-
-// addMirrors begins what r.Mirrors says. The way has been joined.
-func (w *way) addMirrors(configs []Mirror) {
+	ms := &mirrors{of: of, by: by, src: src, count: count}
 	for _, c := range configs {
-		m := &mirror{w: w, ended: c.Ended, block: c.Block}
+		m := &mirror{of: ms, ended: c.Ended, ch: c.Channel, block: c.Block}
 		s, ok := c.Channel.(*stream)
 		switch {
-		case ok && s.Loop() == w.src.Loop() && s.at == streamOpen:
+		case ok && s.Loop() == src.Loop() && s.at == streamOpen:
 			m.sink = &streamSink{m: m, s: s}
 			s.needRare().feeds = m
 		case c.Channel != nil:
 			m.sink = newChannelSink(m, c.Channel)
-			w.splicing, w.fixed = false, true
+			ms.copies = true
 		default:
 			m.sink = newFileSink(m, c)
 		}
-		w.mirrors = append(w.mirrors, m)
+		ms.all = append(ms.all, m)
 	}
+	return ms
 }
 
-// tee gives the mirrors what they do not have of the n bytes in the pipe, and returns how
-// many may be sent on.
-func (w *way) tee(p pipe, n int) int {
-	for _, m := range w.mirrors {
+// tee gives the sinks what they do not have of the n bytes in the pipe, and returns how
+// many may be sent on: those that all of them have.
+func (ms *mirrors) tee(p pipe, n int) int {
+	for _, m := range ms.all {
 		if m.over {
 			continue
 		}
 		if m.ahead == 0 {
-			m.got(m.sink.tee(p, n))
+			k, err := m.sink.tee(p, n)
+			m.got(k)
+			if err != nil {
+				m.giveUp(err)
+			}
 		}
-		if w.dst.out.piped == 0 {
-			return 0 // p is closed, by a handler of the sink's channel
+		if !ms.of.teeing() {
+			return 0
 		}
 		if m.over {
 			continue
@@ -135,47 +127,60 @@ func (w *way) tee(p pipe, n int) int {
 func (m *mirror) got(n int) {
 	m.ahead += n
 	m.taken += int64(n)
-	m.w.mirrored.Add(int64(n))
+	m.of.count.mirrored.Add(int64(n))
 }
 
 // teed takes note that n bytes of the pipe have been sent on.
-func (w *way) teed(n int) {
-	for _, m := range w.mirrors {
+func (ms *mirrors) teed(n int) {
+	if ms == nil {
+		return
+	}
+	for _, m := range ms.all {
 		k := min(n, m.ahead)
 		m.ahead -= k
 		if m.over {
-			w.dropped.Add(int64(n - k))
+			ms.count.dropped.Add(int64(n - k))
 		}
 	}
 }
 
-// copyTo gives the mirrors what has been read.
-func (w *way) copyTo(b *buffer.Buf) {
+// copy gives the sinks what is in b, and leaves it as it is.
+func (ms *mirrors) copy(b *buffer.Buf) {
 	n := b.Len()
-	for _, m := range w.mirrors {
+	for _, m := range ms.all {
 		if !m.over && !m.block && !m.sink.ready() {
 			m.giveUp(ErrMirrorBehind)
 		}
 		if m.over {
-			w.dropped.Add(int64(n))
+			ms.count.dropped.Add(int64(n))
 			continue
 		}
-		dup, err := w.src.Alloc().TryAlloc(n)
+		dup, err := ms.src.Alloc().TryAlloc(n)
 		if err != nil {
 			m.giveUp(err)
-			w.dropped.Add(int64(n))
+			ms.count.dropped.Add(int64(n))
 			continue
 		}
-		dup.Write(b.Window()) // which leaves b as it is
+		for p := range b.Segments {
+			dup.Write(p)
+		}
 		m.taken += int64(n)
-		w.mirrored.Add(int64(n))
-		m.sink.write(dup)
+		if err := m.sink.write(dup); err != nil {
+			m.taken -= int64(n)
+			m.giveUp(err)
+			ms.count.dropped.Add(int64(n))
+			continue
+		}
+		ms.count.mirrored.Add(int64(n))
 	}
 }
 
-// mirrorsTake reports whether no mirror that blocks is full.
-func (w *way) mirrorsTake() bool {
-	for _, m := range w.mirrors {
+// take reports whether no mirror that blocks is full.
+func (ms *mirrors) take() bool {
+	if ms == nil {
+		return true
+	}
+	for _, m := range ms.all {
 		if m.block && !m.over && !m.sink.ready() {
 			return false
 		}
@@ -183,9 +188,12 @@ func (w *way) mirrorsTake() bool {
 	return true
 }
 
-// mirrorsIdle reports whether all mirrors have sent what they were given.
-func (w *way) mirrorsIdle() bool {
-	for _, m := range w.mirrors {
+// idle reports whether all sinks have sent what they were given.
+func (ms *mirrors) idle() bool {
+	if ms == nil {
+		return true
+	}
+	for _, m := range ms.all {
 		if !m.over && !m.sink.idle() {
 			return false
 		}
@@ -193,16 +201,19 @@ func (w *way) mirrorsIdle() bool {
 	return true
 }
 
-// endMirrors ends the mirrors: nothing more comes.
-func (w *way) endMirrors() {
-	for _, m := range w.mirrors {
+// end ends the mirrors: nothing more comes.
+func (ms *mirrors) end() {
+	if ms == nil {
+		return
+	}
+	for _, m := range ms.all {
 		if !m.over {
 			m.finish(nil)
 		}
 	}
 }
 
-// giveUp ends a mirror that has failed or is behind, and lets the relay go on.
+// giveUp ends a mirror that has failed or is behind, and lets the others go on.
 func (m *mirror) giveUp(err error) {
 	if m.over {
 		return
@@ -213,127 +224,19 @@ func (m *mirror) giveUp(err error) {
 
 func (m *mirror) finish(err error) {
 	m.over, m.err = true, err
+	if m.ch != nil {
+		disclaimOutput(m.ch, m.of.by)
+	}
 	m.sink.end(func() {
 		if m.ended == nil {
 			return
 		}
 		// As a task, so that what it does comes after what is under way.
-		if told := func() { m.ended(m.taken, m.err) }; m.w.src.Loop().Execute(told) != nil {
+		if told := func() { m.ended(m.taken, m.err) }; m.of.src.Loop().Execute(told) != nil {
 			told()
 		}
 	})
 }
 
-// resume goes on with a way that may have waited for the sink.
-func (m *mirror) resume() { m.w.mirrorsResume() }
-
-func (w *way) mirrorsResume() {
-	if d := w.dst; d.rare.waiting {
-		d.rare.waiting = false
-		if !d.inFlush {
-			d.flush()
-		}
-		return
-	}
-	w.resume()
-}
-
-// streamSink is a stream on the loop of the relay.
-type streamSink struct {
-	m *mirror
-	s *stream
-}
-
-func (k *streamSink) tee(from pipe, n int) int {
-	s := k.s
-	if s.at != streamOpen || s.outputShut || s.out.entries.n > 0 {
-		return 0
-	}
-	if s.out.piped == 0 {
-		p, err := s.state.pipes.lend()
-		if err != nil {
-			return 0
-		}
-		s.rare.pipe, s.rare.pipeOf = p, nil
-	}
-	n, err := sys.Tee(s.rare.pipe.w, from.r, n)
-	if err != nil || n == 0 {
-		if s.out.piped == 0 {
-			s.state.pipes.back(s.rare.pipe)
-			s.rare.pipe = pipe{}
-		}
-		return 0
-	}
-	piped.Add(int64(n))
-	s.out.pipe(n)
-	s.flushTo = s.out.queued
-	s.flush()
-	return n
-}
-
-func (k *streamSink) write(b *buffer.Buf) {
-	(*streamCore)(k.s).DoWrite(b, nil)
-	(*streamCore)(k.s).DoFlush()
-}
-
-func (k *streamSink) ready() bool { return k.s.at == streamOpen && k.s.Writable() }
-
-func (k *streamSink) idle() bool { return k.s.at != streamOpen || k.s.out.empty() }
-
-func (k *streamSink) end(told func()) {
-	if k.s.rare.feeds == k.m {
-		k.s.rare.feeds = nil
-	}
-	told()
-}
-
-// channelSink is any channel, perhaps of another loop.
-type channelSink struct {
-	m  *mirror
-	ch pipeline.Channel
-}
-
-func newChannelSink(m *mirror, ch pipeline.Channel) *channelSink {
-	k := &channelSink{m, ch}
-	// By the loop of ch, which the one of the relay does not wait for.
-	if ch.Loop().Execute(func() {
-		if ch.Pipeline().AddFirst(k) != nil {
-			k.HandleRemoved(nil)
-		}
-	}) != nil {
-		k.HandleRemoved(nil)
-	}
-	return k
-}
-
-// HandleWritability implements pipeline.WritabilityHandler.
-func (k *channelSink) HandleWritability(*pipeline.Context) error {
-	if k.ch.Writable() {
-		_ = k.m.w.src.Loop().Execute(k.m.resume) // a loop that has ended relays nothing
-	}
-	return nil
-}
-
-// HandleRemoved implements pipeline.RemovedHandler: the channel has ended.
-func (k *channelSink) HandleRemoved(*pipeline.Context) {
-	_ = k.m.w.src.Loop().Execute(func() { k.m.giveUp(pipeline.ErrClosed) })
-}
-
-func (k *channelSink) tee(pipe, int) int { return 0 }
-
-func (k *channelSink) write(b *buffer.Buf) {
-	k.ch.Write(b)
-}
-
-func (k *channelSink) ready() bool { return k.ch.Open() && k.ch.Writable() }
-
-func (k *channelSink) idle() bool { return true }
-
-func (k *channelSink) end(told func()) {
-	told()
-	_ = k.ch.Loop().Execute(func() { // a loop that has ended has removed it
-		if c := pipeline.Find[*channelSink](k.ch.Pipeline()); c != nil && c.Handler() == any(k) {
-			_ = c.Remove()
-		}
-	})
-}
+// resume goes on with what may have waited for the sink.
+func (m *mirror) resume() { m.of.of.mirrorsResume() }

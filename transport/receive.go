@@ -39,15 +39,22 @@ type FileReceiver struct {
 	// Sync has what was received be on the disk (fdatasync(2)) when a reception ends
 	// without an error.
 	Sync bool
+	// Mirrors get a copy each of what goes into the file, First included. With mirrors the
+	// loop takes the bytes from the socket, one pipe at a time, which a worker writes when
+	// all mirrors have them. One that blocks holds up the reception, and a Close too, until
+	// Config.CloseTimeout; what it holds up when the channel is reset is not written. A
+	// mirror may have got what the file could not take.
+	Mirrors []Mirror
 	// Progress is called as the handler, as often as some has been written, with how many
 	// bytes are in the file by now. It may be nil.
 	Progress func(written int64)
 
 	wayCounters
-	s    *stream
-	c    *pipeline.Context
-	then func(int64, error)
-	op   eventloop.Op
+	s       *stream
+	c       *pipeline.Context
+	then    func(int64, error)
+	op      eventloop.Op
+	mirrors *mirrors // nil for none
 
 	copies bool // for tests: read and write from the start
 
@@ -109,20 +116,31 @@ func (r *FileReceiver) start(c *pipeline.Context, to storage, length int64, then
 		return err
 	}
 	r.s, r.c, r.then = s, c, then
-	r.filing = filing{to: to, state: s.state, sock: s.sock, at: r.Offset, left: math.MaxInt64 - r.Offset, copying: r.copies, eof: s.inputShut}
+	r.filing = filing{
+		diskWriter: diskWriter{to: to, pool: s.state.pool, count: &r.wayCounters, at: r.Offset, copying: r.copies},
+		state:      s.state,
+		sock:       s.sock,
+		end:        math.MaxInt64,
+		eof:        s.inputShut,
+	}
 	if length >= 0 {
-		r.left, r.bounded = length, true
+		r.end, r.bounded = r.Offset+length, true
 	}
 	r.op.Run = r.run
 	s.needRare().receiver = r
 	s.rare.receiving = true
 	s.Begin()
-	r.submit()
+	r.mirrors = newMirrors(r.Mirrors, r, r, s, &r.wayCounters)
+	if r.mirrors == nil {
+		r.submit()
+	} else {
+		r.begin()
+	}
 	s.updateInterest()
 	return nil
 }
 
-// check says why the receiver cannot be started.
+// check says why the receiver cannot be started, or claims what it needs.
 func (r *FileReceiver) check(c *pipeline.Context, length int64) (*stream, error) {
 	s, ok := c.Channel().(*stream)
 	if !ok {
@@ -130,21 +148,23 @@ func (r *FileReceiver) check(c *pipeline.Context, length int64) (*stream, error)
 	}
 	invariant.OnLoop(s.Loop())
 	switch {
-	case s.receiving() || r.s != nil:
+	case r.s != nil:
 		return nil, ErrReceiving
-	case s.relayed:
-		return nil, ErrRelayed
 	case s.at != streamOpen:
-		if err := s.CloseReason(); err != nil {
-			return nil, err
-		}
-		return nil, pipeline.ErrClosed
+		return nil, s.closed()
 	case r.Offset < 0 || r.Preallocate < 0:
 		return nil, fmt.Errorf("%w: negative Offset %d or Preallocate %d", ErrCannotReceive, r.Offset, r.Preallocate)
 	case r.Offset > math.MaxInt64-max(length, r.Preallocate):
 		return nil, fmt.Errorf("%w: it would end beyond the largest offset", ErrCannotReceive)
 	case r.First != nil && length >= 0 && int64(r.First.Len()) > length:
 		return nil, fmt.Errorf("%w: First has %d bytes, of %d", ErrCannotReceive, r.First.Len(), length)
+	}
+	if err := claimInput(s, r, ErrReceiving); err != nil {
+		return nil, err
+	}
+	if err := claimMirrors(r.Mirrors, r); err != nil {
+		disclaimInput(s, r)
+		return nil, err
 	}
 	return s, nil
 }
@@ -163,24 +183,41 @@ func (r *FileReceiver) Stop() {
 	}
 	r.stopping = true
 	r.halt.Store(true)
-	if !r.busy {
+	if !r.busy && r.held == 0 {
 		r.stop()
 		r.s.updateInterest()
 	}
 }
 
+// ReceiveStats is how many bytes a FileReceiver has written.
+type ReceiveStats struct {
+	WayStats       // into the file
+	Mirrored int64 // bytes given to the mirrors, all together
+	Dropped  int64 // bytes that mirrors missed which had been given up
+}
+
 // Stats returns how many bytes have gone into the file so far. It may be called on any
 // goroutine.
-func (r *FileReceiver) Stats() WayStats { return r.stats() }
+func (r *FileReceiver) Stats() ReceiveStats {
+	return ReceiveStats{WayStats: r.stats(), Mirrored: r.mirrored.Load(), Dropped: r.dropped.Load()}
+}
 
 // waiting reports whether the socket is to be waited for.
 func (r *FileReceiver) waiting() bool {
-	return !r.busy && !r.told && !r.stopping && r.s.at == streamOpen && !r.s.starved
+	return !r.busy && !r.told && !r.stopping && r.held == 0 && r.s.at == streamOpen && !r.s.starved && r.mirrors.take()
 }
+
+// unfinished reports whether something that was taken from the socket is not in the file
+// yet, or its Op under way.
+func (r *FileReceiver) unfinished() bool { return r.busy || r.held > 0 }
 
 // ready is called when the socket has something, or has broken.
 func (r *FileReceiver) ready() {
-	if r.waiting() {
+	switch {
+	case !r.waiting():
+	case r.mirrors != nil:
+		r.pull()
+	default:
 		r.submit()
 	}
 }
@@ -188,7 +225,7 @@ func (r *FileReceiver) ready() {
 // submit has the Op go on.
 func (r *FileReceiver) submit() {
 	s := r.s
-	if r.copying && s.state.pressed() {
+	if r.copying && r.mirrors == nil && s.state.pressed() {
 		s.state.hold(s)
 		return
 	}
@@ -211,13 +248,29 @@ func (r *FileReceiver) opEnded() {
 			tell()
 		}
 	}
+	r.pieceStored(int(op.N))
+	r.goOn()
+	if s.at == streamClosing {
+		s.settle() // which has waited for the Op
+	}
+	s.updateInterest()
+}
+
+// goOn does what comes next: something has gone into the file, or the end of the stream
+// been read.
+func (r *FileReceiver) goOn() {
+	s := r.s
 	if r.eof && !s.inputShut {
 		s.inputShut, r.owesEnd = true, true
 	}
 	switch {
 	case r.failure != nil:
 		r.finish(r.failure)
-	case r.left == 0 || r.eof && !r.bounded:
+	case s.at == streamClosed && r.held > 0:
+		r.finish(s.CloseReason())
+	case r.held > 0:
+		r.offer()
+	case r.left() == 0 || r.eof && !r.bounded:
 		r.finish(nil)
 	case r.eof:
 		r.finish(io.ErrUnexpectedEOF)
@@ -230,13 +283,13 @@ func (r *FileReceiver) opEnded() {
 		r.stop()
 	case r.short != nil:
 		s.starve(r.short)
+	case r.mirrors != nil:
+		if r.waiting() {
+			r.pull()
+		}
 	case !r.empty:
 		r.submit()
 	}
-	if s.at == streamClosing {
-		s.settle() // which has waited for the Op
-	}
-	s.updateInterest()
 }
 
 // stop ends the reception without an error.
@@ -263,7 +316,11 @@ func (r *FileReceiver) finish(err error) {
 		return
 	}
 	r.told = true
-	r.dropFirst()
+	if !r.offering {
+		r.dropFirst()
+	}
+	r.dropPiece()
+	r.mirrors.end()
 	if tell := func() { r.tell(err) }; r.c.Execute(tell) != nil {
 		tell()
 	}
@@ -273,19 +330,25 @@ func (r *FileReceiver) tell(err error) {
 	s, returned := r.s, false
 	onLoop := s.Loop().InLoop() // a handler may run elsewhere, and the loop may have ended
 	if onLoop {
-		s.rare.receiving = false // then may start another one
+		r.free() // then may start another one
 	}
 	defer func() {
 		defer s.End()
 		switch {
 		case !onLoop:
-			_ = s.Loop().Execute(func() { s.rare.receiving = false; r.over() })
+			_ = s.Loop().Execute(func() { r.free(); r.over() })
 		case returned: // else the channel is about to be closed
 			r.over()
 		}
 	}()
 	r.then(r.written(), err)
 	returned = true
+}
+
+// free has the input of the channel be free again.
+func (r *FileReceiver) free() {
+	r.s.rare.receiving = false
+	disclaimInput(r.s, r)
 }
 
 // over lets the handlers have what comes now.

@@ -129,7 +129,7 @@ func TestFileReceiver(t *testing.T) {
 					if mode == "copy" {
 						want = WayStats{Copied: int64(size)}
 					}
-					if got := r.Stats(); got != want {
+					if got := r.Stats().WayStats; got != want {
 						t.Errorf("got %+v, want %+v", got, want)
 					}
 				})

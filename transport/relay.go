@@ -98,25 +98,22 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 		return r.startCrossing(c.Channel(), target)
 	}
 	for _, s := range []*stream{a, b} {
-		switch {
-		case s.relayed || s.feeding():
-			return ErrRelayed
-		case s.receiving():
-			return ErrReceiving
-		case s.at != streamOpen:
-			if err := s.CloseReason(); err != nil {
-				return err
-			}
-			return pipeline.ErrClosed
+		if s.at != streamOpen {
+			return s.closed()
 		}
 	}
-	if err := checkMirrors(r.Mirrors, a, b); err != nil {
+	if err := claimRelay(a, b, r); err != nil {
+		return err
+	}
+	if err := claimMirrors(r.Mirrors, r); err != nil {
+		disclaim(a, r)
+		disclaim(b, r)
 		return err
 	}
 	up, down := &r.ways[0], &r.ways[1]
-	up.join(r.Mode, a, b)
-	up.addMirrors(r.Mirrors)
-	down.join(r.Mode, b, a)
+	up.join(r, a, b)
+	up.mirror(r.Mirrors)
+	down.join(r, b, a)
 	a.needRare().from, a.rare.into = up, down
 	b.needRare().from, b.rare.into = down, up
 	a.relayed, b.relayed = true, true
@@ -131,6 +128,14 @@ func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {
 	return nil
 }
 
+// closed returns why the channel cannot be used, which is not open.
+func (s *stream) closed() error {
+	if err := s.CloseReason(); err != nil {
+		return err
+	}
+	return pipeline.ErrClosed
+}
+
 // startCrossing is Start for channels that are not two streams on one loop.
 func (r *Relay) startCrossing(a, b pipeline.Channel) error {
 	if r.Mode == RelaySplice || len(r.Mirrors) > 0 {
@@ -140,11 +145,11 @@ func (r *Relay) startCrossing(a, b pipeline.Channel) error {
 		if err := ch.CloseReason(); err != nil {
 			return err
 		}
-		if pipeline.Find[*crossEnd](ch.Pipeline()) != nil {
-			return ErrRelayed
-		}
 	}
 	x := &crossing{}
+	if err := claimRelay(a, b, x); err != nil {
+		return err
+	}
 	if err := x.join(a, b, &r.ways[0].wayCounters, &r.ways[1].wayCounters); err != nil {
 		return err
 	}
@@ -172,9 +177,10 @@ func (r *Relay) Stop() {
 	for i := range r.ways {
 		w := &r.ways[i]
 		w.src.relayed = false
+		disclaim(w.src, r)
 		w.src.limitUnsent(0)
 		if w.dst.out.piped == 0 {
-			w.endMirrors()
+			w.mirrors.end()
 		}
 	}
 	for i := range r.ways {
@@ -209,9 +215,11 @@ func (s *stream) limitUnsent(n int) {
 func (s *stream) relayEnded(reason error) {
 	other := s.rare.from.dst
 	s.relayed, other.relayed = false, false
+	disclaim(s, s.rare.from.relay)
+	disclaim(other, s.rare.from.relay)
 	for _, w := range []*way{s.rare.from, s.rare.into} {
 		if w.dst.at == streamClosed || w.dst.out.piped == 0 {
-			w.endMirrors()
+			w.mirrors.end()
 		}
 	}
 	(*streamCore)(other).DoClose(pipeline.CloseFlushed, reason)

@@ -285,7 +285,7 @@ func TestMirror_Refused(t *testing.T) {
 				t.Errorf("got %v, want %v", err, ErrRelayed)
 			}
 		}
-		if ends[0].relayed || ends[2].feeding() {
+		if ends[0].relayed || ends[2].rare != nil && ends[2].rare.feeds != nil {
 			t.Error("something has changed")
 		}
 	})

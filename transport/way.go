@@ -36,9 +36,10 @@ const (
 // What the other does not take becomes the first of its queue, and until that has left
 // nothing more is pulled. So the way itself holds nothing. Loop-only but for the counters.
 type way struct {
+	relay    *Relay
 	src, dst *stream
 	wayCounters
-	mirrors []*mirror
+	mirrors *mirrors // nil for none
 
 	splicing bool // else it copies
 	fixed    bool // and will not change that
@@ -49,10 +50,10 @@ type way struct {
 	pulling bool // pull is under way
 }
 
-func (w *way) join(mode RelayMode, src, dst *stream) {
-	w.src, w.dst = src, dst
-	w.splicing = mode == RelaySplice
-	w.fixed = mode != RelayAuto
+func (w *way) join(r *Relay, src, dst *stream) {
+	w.relay, w.src, w.dst = r, src, dst
+	w.splicing = r.Mode == RelaySplice
+	w.fixed = r.Mode != RelayAuto
 	if !w.spliceable() {
 		w.splicing, w.fixed = false, true
 	}
@@ -74,7 +75,32 @@ func (w *way) open() bool {
 func (w *way) mayPull() bool {
 	d := w.dst
 	return w.open() && d.out.empty() && !d.blocked && !d.inOp() && !d.inFlush && !d.againQueue && !w.src.starved &&
-		(w.mirrors == nil || w.mirrorsTake())
+		w.mirrors.take()
+}
+
+// mirror begins what configs say, for whose channels the relay has claims. The way has
+// been joined.
+func (w *way) mirror(configs []Mirror) {
+	w.mirrors = newMirrors(configs, w, w.relay, w.src, &w.wayCounters)
+	if w.mirrors != nil && w.mirrors.copies {
+		w.splicing, w.fixed = false, true
+	}
+}
+
+// teeing implements mirrorOwner.
+func (w *way) teeing() bool { return w.dst.out.piped > 0 }
+
+// mirrorsResume implements mirrorOwner: what is in the pipe, if a mirror held it up, or what
+// comes next.
+func (w *way) mirrorsResume() {
+	if d := w.dst; d.rare.waiting {
+		d.rare.waiting = false
+		if !d.inFlush {
+			d.flush()
+		}
+		return
+	}
+	w.resume()
 }
 
 // ready is called when src has something, or has broken.
@@ -120,7 +146,7 @@ func (w *way) failed(err error) { w.src.fail("read", err) }
 func (w *way) end() {
 	w.ended = true
 	w.src.inputShut = true
-	w.endMirrors()
+	w.mirrors.end()
 	(*streamCore)(w.dst).DoCloseWrite(nil)
 }
 
@@ -172,7 +198,7 @@ func (w *way) copy() (int, bool) {
 		if sent < n {
 			d.enqueueRest(msg.Slice(msg.ReaderIndex()+sent, n-sent))
 		}
-		w.copyTo(msg)
+		w.mirrors.copy(msg)
 		msg.Release()
 	case sent < n:
 		hot.Skip(sent)
@@ -244,7 +270,7 @@ func (w *way) judge(change bool) {
 		w.score = 0
 		return
 	}
-	if w.score++; !w.splicing && w.score >= fullReads && w.mirrorsIdle() || w.splicing && w.score >= smallSplices {
+	if w.score++; !w.splicing && w.score >= fullReads && w.mirrors.idle() || w.splicing && w.score >= smallSplices {
 		w.score, w.splicing = 0, !w.splicing
 	}
 }
@@ -265,7 +291,7 @@ func (s *stream) sendPipe() {
 	w := r.pipeOf // nil for the bytes of a mirror
 	want := held
 	if w != nil && w.mirrors != nil {
-		want = w.tee(r.pipe, held)
+		want = w.mirrors.tee(r.pipe, held)
 		if int(s.out.piped) != held {
 			return // a handler of a mirror's channel has closed this one, and the pipe with it
 		}
@@ -294,9 +320,9 @@ func (s *stream) sendPipe() {
 	}
 	if w != nil {
 		w.spliced.Add(int64(n))
-		w.teed(n)
+		w.mirrors.teed(n)
 		if n == held && !w.src.relayed {
-			w.endMirrors()
+			w.mirrors.end()
 		}
 	}
 }
@@ -310,7 +336,7 @@ func (s *stream) dropPipe() {
 		s.rare.pipe.close()
 		s.rare.pipe, s.rare.pipeOf, s.rare.waiting = pipe{}, nil, false
 		if w != nil {
-			w.endMirrors()
+			w.mirrors.end()
 		}
 	}
 }
