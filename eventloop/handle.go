@@ -26,8 +26,11 @@ const (
 	EventReadHangup Event = 0x2000 // the peer has shut its writing side
 )
 
-// unmaskable are the events that the kernel reports unasked.
-const unmaskable = EventError | EventHangup
+// unmaskable are the events that the kernel reports unasked, askable the others.
+const (
+	unmaskable = EventError | EventHangup
+	askable    = EventRead | EventWrite | EventReadHangup
+)
 
 // String lists the events of the set, for logs.
 func (ev Event) String() string {
@@ -84,18 +87,20 @@ type IOHandle interface {
 //
 // Concurrency: for the loop only.
 type Registration struct {
-	loop *Loop
-	h    IOHandle
-	fd   int
-	slot uint32
-	gen  uint32
+	loop    *Loop
+	h       IOHandle
+	closefd func() // of Close, while Ops are under way
 
-	interest Event
+	fd       int32
+	slot     uint32 // in the loop's table, which knows the generation
+	ops      int32
+	interest interest
 	armed    bool // known to the poller
 	closing  bool
-	ops      int
-	closefd  func()
 }
+
+// interest is an Event that is asked for. There are no values above 16 bits.
+type interest uint16
 
 // Register ties fd to the loop. No event comes before the first SetInterest. It
 // fails with [ErrLoopClosed] on a loop that is ending.
@@ -106,24 +111,26 @@ func (l *Loop) Register(fd int, h IOHandle) (*Registration, error) {
 	if l.closing {
 		return nil, ErrLoopClosed
 	}
-	r := &Registration{loop: l, h: h, fd: fd}
+	r := &Registration{loop: l, h: h, fd: int32(fd)}
 	l.table.add(r)
 	l.load.registrations.Store(int64(l.table.n))
 	return r, nil
 }
 
 // FD returns the descriptor.
-func (r *Registration) FD() int { return r.fd }
+func (r *Registration) FD() int { return int(r.fd) }
 
 // Interest returns the events asked for.
-func (r *Registration) Interest() Event { return r.interest }
+func (r *Registration) Interest() Event { return Event(r.interest) }
 
 // Ops returns the number of submitted Ops that have not ended.
-func (r *Registration) Ops() int { return r.ops }
+func (r *Registration) Ops() int { return int(r.ops) }
 
 // key identifies the registration to the poller: an event that carries the key of
 // an earlier user of the slot is dropped.
-func (r *Registration) key() uint64 { return uint64(r.gen)<<32 | uint64(r.slot) }
+func (r *Registration) key() uint64 {
+	return uint64(r.loop.table.slots[r.slot].gen)<<32 | uint64(r.slot)
+}
 
 // SetInterest asks for the events of ev from now on, and no others, besides
 // EventHangup and EventError. The first call lets the poller know the descriptor,
@@ -138,8 +145,8 @@ func (r *Registration) SetInterest(ev Event) error {
 	if r.closing {
 		return ErrClosed
 	}
-	ev &^= unmaskable
-	if r.armed && r.interest == ev {
+	ev &= askable
+	if r.armed && r.interest == interest(ev) {
 		return nil
 	}
 	if err := r.loop.poller.arm(r, ev); err != nil {
@@ -148,7 +155,7 @@ func (r *Registration) SetInterest(ev Event) error {
 		}
 		return err
 	}
-	r.armed, r.interest = true, ev
+	r.armed, r.interest = true, interest(ev)
 	return nil
 }
 
@@ -344,7 +351,7 @@ func (t *table) add(r *Registration) {
 	}
 	s := &t.slots[r.slot]
 	s.gen++
-	s.r, r.gen = r, s.gen
+	s.r = r
 	t.n++
 }
 

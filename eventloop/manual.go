@@ -251,7 +251,7 @@ func (p *manualPoller) close() error                   { return nil }
 
 func (p *manualPoller) ready(fd int, ev Event) {
 	for _, s := range p.loop.table.slots {
-		if s.r == nil || s.r.fd != fd {
+		if s.r == nil || int(s.r.fd) != fd {
 			continue
 		}
 		key := s.r.key()
@@ -269,7 +269,7 @@ func (p *manualPoller) ready(fd int, ev Event) {
 // deliverable returns what of o its registration would be told now.
 func (p *manualPoller) deliverable(o outcome) Event {
 	if r := p.loop.table.find(o.key); r != nil && r.armed {
-		return o.ev & (r.interest | unmaskable)
+		return o.ev & (Event(r.interest) | unmaskable)
 	}
 	return 0
 }

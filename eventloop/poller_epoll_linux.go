@@ -65,14 +65,14 @@ func newEpoll(c *Counters) (*epoll, error) {
 func (p *epoll) arm(r *Registration, ev Event) error {
 	p.counters.EpollCtls++
 	if r.armed {
-		return sys.EpollMod(p.epfd, r.fd, uint32(ev), r.key())
+		return sys.EpollMod(p.epfd, int(r.fd), uint32(ev), r.key())
 	}
-	return sys.EpollAdd(p.epfd, r.fd, uint32(ev), r.key())
+	return sys.EpollAdd(p.epfd, int(r.fd), uint32(ev), r.key())
 }
 
 func (p *epoll) disarm(r *Registration) error {
 	p.counters.EpollCtls++
-	return sys.EpollDel(p.epfd, r.fd)
+	return sys.EpollDel(p.epfd, int(r.fd))
 }
 
 func (p *epoll) submit(*Op) bool { return false }

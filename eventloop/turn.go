@@ -103,7 +103,7 @@ func (l *Loop) runReady() {
 			continue
 		}
 		// What was ready when the poll returned may not be wanted any more.
-		if ev := o.ev & (r.interest | unmaskable); ev != 0 && r.armed {
+		if ev := o.ev & (Event(r.interest) | unmaskable); ev != 0 && r.armed {
 			l.m.Events++
 			if l.sight != nil {
 				l.sight.reg.Store(r)

@@ -85,8 +85,8 @@ func (p *Pipeline) addAll(handlers []any, first bool) error {
 	if p.base.loop.InLoop() {
 		return p.addNow(handlers, first)
 	}
-	handlers = slices.Clone(handlers)
-	return p.change(func() error { return p.addNow(handlers, first) })
+	own := slices.Clone(handlers) // and the caller's stay on the caller's stack
+	return p.change(func() error { return p.addNow(own, first) })
 }
 
 // addNow adds handlers at the head or at the tail. Loop-only.
