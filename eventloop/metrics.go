@@ -10,9 +10,9 @@ import (
 // Counters counts system calls by kind, and bytes by the path that they took. A handle
 // adds what it does to the counters of its loop, which are plain numbers of the loop.
 type Counters struct {
-	Reads      uint64 // read, readv and recvmmsg that brought bytes or the end
+	Reads      uint64 // read, recvmmsg and splice from sockets that brought bytes or the end
 	EmptyReads uint64 // those that found nothing
-	Writes     uint64
+	Writes     uint64 // write and splice to sockets
 	Writevs    uint64 // writev and sendmmsg
 	Sendfiles  uint64
 	Accepts    uint64
@@ -26,6 +26,10 @@ type Counters struct {
 	BytesCopied   uint64 // from buffer to buffer, so that short messages leave together
 	BytesMapped   uint64 // of BytesWritten, from the pages of mapped files
 	BytesSendfile uint64 // from files to sockets
+	BytesSpliced  uint64 // from sockets to sockets, through pipes
+	BytesTeed     uint64 // from pipe to pipe, for mirrors
+	BytesFiled    uint64 // from sockets to files, through pipes
+	BytesStored   uint64 // from buffers to files
 }
 
 // Metrics is what a loop has done since it was started, and what it has to do.

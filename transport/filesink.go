@@ -27,6 +27,7 @@ type fileSink struct {
 	bytes  int  // in them
 	busy   bool // the first is being written
 	task   sinkTask
+	filed  tally
 	told   func() // to be called when all has been written; nil if more may come
 }
 
@@ -147,7 +148,9 @@ func (k *fileSink) next() {
 
 // written takes the first piece out: it has been written, or has failed. Loop-only.
 func (k *fileSink) written() {
-	k.m.of.src.Loop().Release()
+	loop := k.m.of.src.Loop()
+	loop.Release()
+	k.filed.add(k.task.count, loop.Counters())
 	k.busy = false
 	err := k.task.err
 	k.task.err = nil

@@ -63,6 +63,7 @@ type filing struct {
 	intake // of a reception with mirrors
 
 	// How the last Op has ended.
+	read    int64 // bytes that it has read into buffers
 	empty   bool  // the socket has no more
 	broken  error // of the socket
 	short   error // there is no memory
@@ -76,7 +77,7 @@ func (f *filing) left() int64 { return f.end - f.at }
 // it or others are to have their turn. On a worker.
 func (r *FileReceiver) run() (int64, error) {
 	before := r.written()
-	r.empty, r.broken, r.short = false, nil, nil
+	r.read, r.empty, r.broken, r.short = 0, false, nil, nil
 	err := r.to.use(func() { r.failure = r.file() })
 	if err != nil && r.failure == nil {
 		r.failure = r.failed("write", err)
@@ -131,12 +132,12 @@ func (r *FileReceiver) goesOn(from int64) bool {
 
 // spliceAll moves what the socket has, through a pipe if it can.
 func (r *FileReceiver) spliceAll(from int64) error {
-	in, ok := r.sock.(splicer)
-	if !ok || r.copying {
+	if r.route().path != PathSplice {
 		return r.copyAll(from)
 	}
 	p, err := r.state.disk.lend()
 	if err != nil {
+		r.took(route{PathCopy, whySmallPipes})
 		return r.copyAll(from)
 	}
 	held := 0
@@ -153,7 +154,7 @@ func (r *FileReceiver) spliceAll(from int64) error {
 		if size == 0 {
 			return r.copyAll(from)
 		}
-		n, err := in.spliceIn(p.w, int(min(r.left(), int64(size))))
+		n, err := r.sock.(splicer).spliceIn(p.w, int(min(r.left(), int64(size))))
 		switch {
 		case err == sys.ErrAgain:
 			r.empty = true
@@ -203,6 +204,7 @@ func (r *FileReceiver) copyAll(from int64) error {
 			r.eof = true
 			return nil
 		}
+		r.read += int64(n)
 		if err := r.storeBuf(b); err != nil {
 			return err
 		}

@@ -128,6 +128,7 @@ func (m *mirror) got(n int) {
 	m.ahead += n
 	m.taken += int64(n)
 	m.of.count.mirrored.Add(int64(n))
+	m.of.src.Loop().Counters().BytesTeed += uint64(n)
 }
 
 // teed takes note that n bytes of the pipe have been sent on.

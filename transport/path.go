@@ -69,6 +69,16 @@ const (
 	whyTooManyRegions
 	whyDatagram
 	whyInProcess
+	whyNotStarted
+	whyAsked
+	whyNoPipes
+	whyMirror
+	whyCrossing
+	whyFullReads
+	whyShortReads
+	whySmallPipes
+	whyPipesFull
+	whyBothPipes
 	whys int = iota
 )
 
@@ -91,6 +101,16 @@ var reasons = [whys]string{
 	whyTooManyRegions: "there are too many file regions in the queue",
 	whyDatagram:       "a datagram leaves from where it lies, with others in one call",
 	whyInProcess:      "both ends are in this process",
+	whyNotStarted:     "it has not been started, or is over",
+	whyAsked:          "this is the mode that was asked for",
+	whyNoPipes:        "the socket or the file has nothing to do with pipes",
+	whyMirror:         "a mirror's channel is no stream on the same loop",
+	whyCrossing:       "the channels are not two streams on one loop",
+	whyFullReads:      "reads have come back full: it is a stream",
+	whyShortReads:     "reads do not come back full: it is short messages",
+	whySmallPipes:     "the system gives no pipe, or only small ones",
+	whyPipesFull:      "the pipes of the process hold as much as they may",
+	whyBothPipes:      "socket and file have to do with pipes",
 }
 
 // route is the decision which way a message goes.
@@ -231,3 +251,61 @@ func (s *localChannel) route(msg any) route {
 	}
 	return route{PathHandOver, whyInProcess}
 }
+
+// Explain says how the relay moves what comes next in each direction, from the channel that
+// it was started on to the target and back, and why.
+//
+// Loop only: that of the channels.
+func (r *Relay) Explain() (up, down Explanation) {
+	switch {
+	case r.crossing != nil && !r.crossing.over.Load():
+		e := route{PathCopy, whyCrossing}.explain()
+		return e, e
+	case r.ways[0].src == nil || !r.ways[0].src.relayed:
+		e := route{PathNone, whyNotStarted}.explain()
+		return e, e
+	}
+	invariant.OnLoop(r.ways[0].src.Loop())
+	return r.ways[0].route().explain(), r.ways[1].route().explain()
+}
+
+// route decides how what comes next is moved.
+func (w *way) route() route {
+	switch {
+	case !w.splicing:
+		return route{PathCopy, w.why}
+	case spliceSize() == 0:
+		return route{PathCopy, whyPipesFull}
+	}
+	return route{PathSplice, w.why}
+}
+
+// Explain says how the latest bytes went into the file, and why. It may be called on any
+// goroutine.
+func (r *FileReceiver) Explain() Explanation {
+	v := r.latest.Load()
+	if v == 0 {
+		return route{PathNone, whyNotStarted}.explain()
+	}
+	return route{Path(v >> 8), why(v)}.explain()
+}
+
+// route decides how what comes next goes into the file.
+func (r *FileReceiver) route() (to route) {
+	_, ok := r.sock.(splicer)
+	switch {
+	case !ok || r.copying:
+		to = route{PathCopy, whyNoPipes}
+	case r.mirrors != nil && r.mirrors.copies:
+		to = route{PathCopy, whyMirror}
+	case spliceSize() == 0:
+		to = route{PathCopy, whyPipesFull}
+	default:
+		to = route{PathSplice, whyBothPipes}
+	}
+	r.took(to)
+	return to
+}
+
+// took has Explain tell of the way that is taken.
+func (r *FileReceiver) took(to route) { r.latest.Store(uint32(to.path)<<8 | uint32(to.why)) }

@@ -62,9 +62,12 @@ type FileReceiver struct {
 	busy     bool // the Op is under way
 	told     bool // then is about to be called, or has been
 	stopping bool
+	filed    tally
 	owesEnd  bool // the handlers are to be told of the end of the stream afterwards
 
-	halt atomic.Bool // the Op is to end as soon as it can; any goroutine
+	// Any goroutine.
+	halt   atomic.Bool   // the Op is to end as soon as it can
+	latest atomic.Uint32 // route of the latest piece
 
 	filing // of the Op while it is under way, else of the loop
 }
@@ -240,6 +243,9 @@ func (r *FileReceiver) submit() {
 func (r *FileReceiver) opEnded() {
 	s, op := r.s, &r.op
 	r.busy = false
+	counters := s.Loop().Counters()
+	counters.BytesRead += uint64(r.read)
+	r.filed.add(&r.wayCounters, counters)
 	if op.Err != nil {
 		r.failure = op.Err // a panic
 	}

@@ -215,6 +215,16 @@ func TestFileReceiver_ShortWrites(t *testing.T) {
 			}
 			r.readable(readStep{eof: true})
 			r.want(content, nil)
+			if s, c := r.r.Stats(), r.m.Loop().Counters(); int64(c.BytesFiled) != s.Spliced || int64(c.BytesStored) != s.Copied {
+				t.Errorf("step %d: got %d bytes filed and %d stored in the counters, want %d and %d", step, c.BytesFiled, c.BytesStored, s.Spliced, s.Copied)
+			}
+			want := route{PathSplice, whyBothPipes}
+			if way.by || !way.socket || !way.file {
+				want = route{PathCopy, whyNoPipes}
+			}
+			if got := r.r.Explain(); got != want.explain() {
+				t.Errorf("step %d: got %v, want %v", step, got, want.explain())
+			}
 			s := r.r.Stats()
 			if s.Copied+s.Spliced != int64(len(content)) || (s.Copied == 13) != (way.socket && way.file && !way.by) {
 				t.Errorf("step %d: got %+v of %d bytes", step, s, len(content))

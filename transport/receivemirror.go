@@ -62,11 +62,13 @@ func (r *FileReceiver) pull() {
 // take takes one piece from the socket. 0 bytes without an error is the end of the stream,
 // or, if the channel is starved now, no memory.
 func (r *FileReceiver) take() (int, error) {
-	in, ok := r.sock.(splicer)
-	size := spliceSize()
-	if ok && !r.copying && !r.mirrors.copies && size > 0 {
-		if p, err := r.state.pipes.lend(); err == nil {
-			n, err := in.spliceIn(p.w, int(min(r.left(), int64(size))))
+	if r.route().path == PathSplice {
+		p, err := r.state.pipes.lend()
+		if err != nil {
+			r.took(route{PathCopy, whySmallPipes})
+		} else {
+			size := int64(max(spliceSize(), shortSplice))
+			n, err := r.sock.(splicer).spliceIn(p.w, int(min(r.left(), size)))
 			switch {
 			case n > 0:
 				r.pipe = p
@@ -93,6 +95,7 @@ func (r *FileReceiver) take() (int, error) {
 	}
 	n, err := s.sock.read(hot, int(min(r.left(), int64(recvSizes[0]))))
 	if n > 0 {
+		s.Loop().Counters().BytesRead += uint64(n)
 		r.buf = s.state.message(0)
 	}
 	return n, err

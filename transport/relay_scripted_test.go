@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -214,6 +215,10 @@ func relayScripted(t *testing.T, seed uint64) {
 	if s := relay.Stats(); relay.Mirrors != nil && clean && s.Mirrored+s.Dropped != int64(len(sent[0])) {
 		t.Errorf("seed %d: %d mirrored and %d dropped of %d", seed, s.Mirrored, s.Dropped, len(sent[0]))
 	}
+	c := *m.Loop().Counters()
+	if n := ks[0].out.Len() + ks[1].out.Len() + ks[2].out.Len(); c.BytesWritten+c.BytesSpliced != uint64(n) {
+		t.Errorf("seed %d: got %d bytes written and %d spliced in the counters, want %d together", seed, c.BytesWritten, c.BytesSpliced, n)
+	}
 	m.Close()
 	if n := piped.Load(); n != 0 {
 		t.Errorf("seed %d: %d bytes are counted as in pipes", seed, n)
@@ -222,6 +227,62 @@ func relayScripted(t *testing.T, seed uint64) {
 		if k.closes != 1 {
 			t.Errorf("seed %d: socket %d closed %d times", seed, i, k.closes)
 		}
+	}
+}
+
+// A relay says how it moves what comes next, and why.
+func TestRelay_Explain(t *testing.T) {
+	full, short := readStep{data: letters(recvSizes[0])}, readStep{data: "short"}
+	tests := []struct {
+		name    string
+		mode    RelayMode
+		refuses bool
+		full    bool // the pipes
+		in      []readStep
+		want    route
+	}{
+		{"at first", RelayAuto, false, false, nil, route{PathCopy, whyShortReads}},
+		{"a stream", RelayAuto, false, false, []readStep{full, full}, route{PathSplice, whyFullReads}},
+		{"no more", RelayAuto, false, false, append([]readStep{full, full}, slices.Repeat([]readStep{short}, smallSplices)...), route{PathCopy, whyShortReads}},
+		{"splice", RelaySplice, false, false, []readStep{short}, route{PathSplice, whyAsked}},
+		{"copy", RelayCopy, false, false, []readStep{full, full}, route{PathCopy, whyAsked}},
+		{"no pipes", RelaySplice, true, false, []readStep{short}, route{PathCopy, whyNoPipes}},
+		{"full pipes", RelaySplice, false, true, []readStep{short}, route{PathCopy, whyPipesFull}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.full {
+				piped.Add(mostPiped)
+				defer piped.Add(-mostPiped)
+			}
+			m := eventloop.NewManual()
+			defer m.Close()
+			a, k := scriptedEnd(t, m, scriptFD, tt.refuses, new(writer))
+			b, _ := scriptedEnd(t, m, scriptFD+1, false, new(writer))
+			r := &Relay{Mode: tt.mode}
+			check := func(want route) {
+				t.Helper()
+				if got, _ := r.Explain(); got != want.explain() {
+					t.Errorf("got %v, want %v", got, want.explain())
+				}
+			}
+			m.Enter(func() {
+				check(route{PathNone, whyNotStarted})
+				if err := r.Start(pipeline.Find[*writer](a.Pipeline()), b); err != nil {
+					t.Fatal(err)
+				}
+			})
+			for _, step := range tt.in {
+				k.in = append(k.in, step)
+				m.Ready(scriptFD, eventloop.EventRead)
+				m.RunUntilIdle()
+			}
+			m.Enter(func() {
+				check(tt.want)
+				r.Stop()
+				check(route{PathNone, whyNotStarted})
+			})
+		})
 	}
 }
 

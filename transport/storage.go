@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 )
 
@@ -71,6 +72,17 @@ func (d *diskFile) write(p []byte, off int64) (int, error) { return sys.WriteFil
 func (d *diskFile) allocate(off, n int64) error            { return sys.AllocateFile(d.fd, off, n) }
 func (d *diskFile) sync() error                            { return sys.SyncData(d.fd) }
 func (d *diskFile) name() string                           { return d.file.Name() }
+
+// tally is how much of what goes into a file has been added to a loop's counters. Loop-only.
+type tally struct{ spliced, copied int64 }
+
+// add adds what has gone into the file since.
+func (t *tally) add(count *wayCounters, to *eventloop.Counters) {
+	spliced, copied := count.spliced.Load(), count.copied.Load()
+	to.BytesFiled += uint64(spliced - t.spliced)
+	to.BytesStored += uint64(copied - t.copied)
+	*t = tally{spliced, copied}
+}
 
 // diskWriter writes pipes and buffers into a file, one after the other. It may sleep: on a
 // worker, and inside of to.use.

@@ -42,6 +42,7 @@ type way struct {
 	mirrors *mirrors // nil for none
 
 	splicing bool // else it copies
+	why      why  // it does
 	fixed    bool // and will not change that
 	score    int8 // reads on end that speak for a change
 
@@ -52,12 +53,18 @@ type way struct {
 
 func (w *way) join(r *Relay, src, dst *stream) {
 	w.relay, w.src, w.dst = r, src, dst
-	w.splicing = r.Mode == RelaySplice
+	w.splicing, w.why = r.Mode == RelaySplice, whyAsked
+	if r.Mode == RelayAuto {
+		w.why = whyShortReads
+	}
 	w.fixed = r.Mode != RelayAuto
 	if !w.spliceable() {
-		w.splicing, w.fixed = false, true
+		w.onlyCopy(whyNoPipes)
 	}
 }
+
+// onlyCopy has the way copy from now on.
+func (w *way) onlyCopy(why why) { w.splicing, w.fixed, w.why = false, true, why }
 
 // spliceable reports whether both sockets have to do with pipes.
 func (w *way) spliceable() bool {
@@ -83,7 +90,7 @@ func (w *way) mayPull() bool {
 func (w *way) mirror(configs []Mirror) {
 	w.mirrors = newMirrors(configs, w, w.relay, w.src, &w.wayCounters)
 	if w.mirrors != nil && w.mirrors.copies {
-		w.splicing, w.fixed = false, true
+		w.onlyCopy(whyMirror)
 	}
 }
 
@@ -126,7 +133,7 @@ func (w *way) pull() {
 	for reads := 1; w.mayPull(); reads++ {
 		var n int
 		var more bool
-		if w.splicing {
+		if w.route().path == PathSplice {
 			n, more = w.splice()
 		} else {
 			n, more = w.copy()
@@ -178,6 +185,7 @@ func (w *way) copy() (int, bool) {
 		return 0, false
 	}
 	counters.Reads++
+	counters.BytesRead += uint64(n)
 	counters.Writes++
 	parts := append(d.state.iov[:0], sys.MakeIovec(hot.Window()))
 	sent, err := d.sock.write(parts, false, false)
@@ -187,6 +195,7 @@ func (w *way) copy() (int, bool) {
 		d.fail("write", err)
 		return n, false
 	}
+	counters.BytesWritten += uint64(sent)
 	w.copied.Add(int64(n))
 	full := n == size
 	d.out.passed(sent)
@@ -222,18 +231,14 @@ func (s *stream) enqueueRest(b *buffer.Buf) {
 // splice moves one pipe full. It reports whether there may be more to read.
 func (w *way) splice() (int, bool) {
 	s, d := w.src, w.dst
-	want := spliceSize()
-	if want == 0 {
-		return w.copy()
-	}
 	pipes := &s.state.pipes
 	p, err := pipes.lend()
 	if err != nil {
-		w.score, w.splicing = 0, false
+		w.score, w.splicing, w.why = 0, false, whySmallPipes
 		return w.copy()
 	}
 	counters := s.Loop().Counters()
-	n, err := s.sock.(splicer).spliceIn(p.w, want)
+	n, err := s.sock.(splicer).spliceIn(p.w, max(spliceSize(), shortSplice))
 	if err != nil || n == 0 {
 		pipes.back(p)
 	}
@@ -244,7 +249,7 @@ func (w *way) splice() (int, bool) {
 	case errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS):
 		// A socket that has nothing to do with pipes, such as one with a cipher in the
 		// kernel.
-		w.splicing, w.fixed = false, true
+		w.onlyCopy(whyNoPipes)
 		return w.copy()
 	case err != nil:
 		w.failed(err)
@@ -271,7 +276,10 @@ func (w *way) judge(change bool) {
 		return
 	}
 	if w.score++; !w.splicing && w.score >= fullReads && w.mirrors.idle() || w.splicing && w.score >= smallSplices {
-		w.score, w.splicing = 0, !w.splicing
+		w.score, w.splicing, w.why = 0, !w.splicing, whyFullReads
+		if !w.splicing {
+			w.why = whyShortReads
+		}
 	}
 }
 
@@ -300,7 +308,8 @@ func (s *stream) sendPipe() {
 			return
 		}
 	}
-	s.Loop().Counters().Writes++
+	counters := s.Loop().Counters()
+	counters.Writes++
 	n, err := s.sock.(splicer).spliceOut(r.pipe.r, want)
 	switch {
 	case err == sys.ErrAgain:
@@ -318,6 +327,7 @@ func (s *stream) sendPipe() {
 		s.state.pipes.back(r.pipe)
 		r.pipe, r.pipeOf = pipe{}, nil
 	}
+	counters.BytesSpliced += uint64(n)
 	if w != nil {
 		w.spliced.Add(int64(n))
 		w.mirrors.teed(n)
