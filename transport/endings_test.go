@@ -531,13 +531,13 @@ func (h *contextOf) HandleAdded(c *pipeline.Context) error { h.use(c); return ni
 
 // The count of entries since the last large one does not run over.
 func TestManySmallEntries(t *testing.T) {
-	var o outbound
-	o.behind = math.MaxInt32 - 1
+	o := outbound{spare: new(spareQueues)}
+	o.open().behind = math.MaxInt32 - 1
 	for range 4 {
 		o.addBuf(pooled("x"), nil, buffer.Default())
 		o.advance(1)
 	}
-	if o.behind != 0 {
-		t.Errorf("got %d behind the last large one of an empty queue, want 0", o.behind)
+	if n := o.open().behind; n != 0 {
+		t.Errorf("got %d behind the last large one of an empty queue, want 0", n)
 	}
 }

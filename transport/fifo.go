@@ -52,7 +52,11 @@ func (q *fifo[T]) pop() {
 
 // shrink gives back the ring of an empty queue if it is long.
 func (q *fifo[T]) shrink() {
-	if q.n == 0 && len(q.ring) > keepFIFO {
-		*q = fifo[T]{}
+	if q.n > 0 {
+		return
 	}
+	if len(q.ring) > keepFIFO {
+		q.ring = nil
+	}
+	q.head = 0 // where it has been written to last is more likely to be in a cache
 }

@@ -11,17 +11,18 @@ import (
 
 // loopState is what the channels of one loop with one allocator share: the receive
 // buffers, one of each size, that every read goes into, and the parts of the
-// writev under way. A channel that waits holds no buffer.
+// writev under way, and queues. A channel that waits holds no buffer.
 //
 // Loop-only, except the table of them all.
 type loopState struct {
-	key   loopKey
-	alloc buffer.Allocator
-	hot   [len(recvSizes)]*buffer.Buf
-	iov   []sys.Iovec
-	pipes pipePool
-	disk  sharedPipes // of the Ops that write to files
-	users int
+	key    loopKey
+	alloc  buffer.Allocator
+	hot    [len(recvSizes)]*buffer.Buf
+	iov    []sys.Iovec
+	queues spareQueues
+	pipes  pipePool
+	disk   sharedPipes // of the Ops that write to files
+	users  int
 
 	in  map[int]*dgramSlots // by size; nil if no datagrams are read
 	out *dgramParts         // nil if none are sent

@@ -36,7 +36,7 @@ func (k *streamSink) tee(from pipe, n int) (int, error) {
 		return 0, nil
 	case s.outputShut:
 		return 0, pipeline.ErrOutputShutdown
-	case s.out.entries.n > 0:
+	case s.out.len() > 0:
 		return 0, nil
 	}
 	if s.out.piped == 0 {

@@ -36,22 +36,67 @@ const (
 //
 // Completions are kept apart from the messages, by their position in the stream of
 // bytes, so that messages can be merged and only who asks for a completion pays.
+//
+// A channel that has nothing to send holds no queue: it has one from its loop when
+// something comes, and gives it back with the last of it.
 type outbound struct {
-	entries fifo[entry]
-	waiting fifo[completion]
+	q     *queue       // nil if nothing waits
+	spare *spareQueues // the loop's; nil until the channel has started
 
 	queued uint64 // bytes ever added
 	sent   uint64 // bytes that have left
 
 	charge int64 // pinned bytes, as the water marks count them
 
-	gather  int32 // bytes for the next writev
-	merge   int32 // size of the next merge buffer
+	gather int32 // bytes for the next writev
+	merge  int32 // size of the next merge buffer
+	piped  int32 // bytes in a pipe at the head, which leave before the entries
+}
+
+// queue is what waits in an outbound.
+type queue struct {
+	entries fifo[entry]
+	waiting fifo[completion]
+
 	behind  int32 // entries behind the one that was last charged for its block, if that waits
-	piped   int32 // bytes in a pipe at the head, which leave before the entries
 	files   int32 // KiB of charge that are for regions, which pin no memory
 	regions int16 // at most maxRegions
 	merging bool  // the last entry is a merge buffer of ours
+
+	next *queue // of spareQueues
+}
+
+// maxSpareQueues is how many queues a loop keeps, some 200 bytes each. All channels that
+// are ready in a turn may write before the first of them flushes; when they are more than
+// this, the others make queues of their own.
+const maxSpareQueues = 1024
+
+// spareQueues are the queues that the channels of a loop share. Loop-only.
+type spareQueues struct {
+	first *queue
+	n     int
+}
+
+// take returns an empty queue.
+func (s *spareQueues) take() *queue {
+	if s == nil || s.first == nil {
+		return new(queue)
+	}
+	q := s.first
+	s.first, q.next = q.next, nil
+	s.n--
+	return q
+}
+
+// give takes back a queue, which is empty.
+func (s *spareQueues) give(q *queue) {
+	if s == nil || s.n == maxSpareQueues {
+		return
+	}
+	q.entries.shrink()
+	q.waiting.shrink()
+	q.next, s.first = s.first, q
+	s.n++
 }
 
 // entry is a message in the queue: a Buf or a region.
@@ -72,7 +117,31 @@ type completion struct {
 	p  *eventloop.Promise
 }
 
-func (o *outbound) empty() bool { return o.entries.n == 0 && o.piped == 0 }
+func (o *outbound) empty() bool { return o.len() == 0 && o.piped == 0 }
+
+// len returns the number of messages that wait, not counting a pipe.
+func (o *outbound) len() int {
+	if o.q == nil {
+		return 0
+	}
+	return int(o.q.entries.n)
+}
+
+// open returns the queue, which it takes from the loop if there is none.
+func (o *outbound) open() *queue {
+	if o.q == nil {
+		o.q = o.spare.take()
+	}
+	return o.q
+}
+
+// settle gives the queue back if nothing waits any more.
+func (o *outbound) settle() {
+	if q := o.q; q.entries.n == 0 && q.waiting.n == 0 {
+		o.q = nil
+		o.spare.give(q)
+	}
+}
 
 // pipe puts n bytes more in a pipe at the head of the queue, which is empty but for the
 // pipe.
@@ -95,7 +164,12 @@ func (o *outbound) passed(n int) {
 }
 
 // memory is how many bytes the queue pins, to a KiB for each region.
-func (o *outbound) memory() int64 { return o.charge - int64(o.files)<<10 }
+func (o *outbound) memory() int64 {
+	if o.q == nil {
+		return o.charge
+	}
+	return o.charge - int64(o.q.files)<<10
+}
 
 // addBuf queues b, which it takes over, and returns how many bytes it has copied for
 // that. p may be nil.
@@ -103,12 +177,13 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 	n := b.Len()
 	o.queued += uint64(n)
 	if p != nil {
-		o.waiting.push(completion{o.queued, p})
+		o.open().waiting.push(completion{o.queued, p})
 	}
 	if n == 0 {
 		b.Release()
 		return 0
 	}
+	q := o.open()
 	if last := o.joinable(); last != nil && last.Join(b) {
 		return 0 // frames that are sent on as they came lie side by side
 	}
@@ -116,8 +191,8 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 		o.push(entry{buf: b})
 		return 0
 	}
-	last := o.entries.last()
-	if !o.merging {
+	last := q.entries.last()
+	if !q.merging {
 		return o.mergeWith(last, b, alloc)
 	}
 	if last.buf.Cap()-last.buf.WriterIndex() >= n {
@@ -131,13 +206,21 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 	}
 	o.append(merged, b)
 	o.push(entry{buf: merged})
-	o.merging = true
+	q.merging = true
 	return n
+}
+
+// last returns the last message, nil if none waits.
+func (o *outbound) last() *entry {
+	if o.q == nil {
+		return nil
+	}
+	return o.q.entries.last()
 }
 
 // joinable returns the last buffer if what is queued may become a part of it.
 func (o *outbound) joinable() *buffer.Buf {
-	if last := o.entries.last(); last != nil && !o.merging {
+	if last := o.last(); last != nil && !o.q.merging {
 		return last.buf
 	}
 	return nil
@@ -157,7 +240,7 @@ func (o *outbound) mergeWith(last *entry, b *buffer.Buf, alloc buffer.Allocator)
 	o.charge -= last.charge
 	last.buf, last.charge = merged, int64(merged.Pinned())+entryCharge
 	o.charge += last.charge
-	o.merging = true
+	o.q.merging = true
 	return n
 }
 
@@ -181,33 +264,34 @@ func (o *outbound) nextMerge(n int) int {
 // with small messages such as their headers in between, are charged for it once, by
 // the last of them.
 func (o *outbound) push(e entry) {
+	q := o.q
 	e.charge = entryCharge + int64(e.buf.Pinned())
-	o.behind++
+	q.behind++
 	if e.buf.Len() > mergeLimit {
-		if i := o.entries.n - o.behind; i >= 0 {
+		if i := q.entries.n - q.behind; i >= 0 {
 			// Of a composite only some of the memory might be shared.
-			if c := o.entries.at(int(i)); c.buf != nil && c.buf.Parts() == 1 && c.buf.SharesMemory(e.buf) {
+			if c := q.entries.at(int(i)); c.buf != nil && c.buf.Parts() == 1 && c.buf.SharesMemory(e.buf) {
 				o.charge -= c.charge - entryCharge
 				c.charge = entryCharge
 			}
 		}
-		o.behind = 0
+		q.behind = 0
 	}
 	o.charge += e.charge
-	o.merging = false
-	o.entries.push(e)
+	q.merging = false
+	q.entries.push(e)
 }
 
 // addRegion queues r, which it takes over; it is charged at most high. It reports
 // false, and does not take r over, if there are too many.
 func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high int64) bool {
-	if o.regions >= maxRegions {
+	if o.fullOfRegions() {
 		return false
 	}
 	n := r.Remaining()
 	o.queued += uint64(n)
 	if p != nil {
-		o.waiting.push(completion{o.queued, p})
+		o.open().waiting.push(completion{o.queued, p})
 	}
 	if n == 0 {
 		if p != nil {
@@ -216,20 +300,26 @@ func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high in
 		r.Release()
 		return true
 	}
-	o.regions++
-	o.behind++
-	o.merging = false
+	q := o.open()
+	q.regions++
+	q.behind++
+	q.merging = false
 	e := entry{region: r, charge: min(n, high) + entryCharge}
 	o.charge += e.charge
-	o.files += e.fileKiB()
-	o.entries.push(e)
+	q.files += e.fileKiB()
+	q.entries.push(e)
 	return true
 }
 
+// fullOfRegions reports whether no more of them are taken.
+func (o *outbound) fullOfRegions() bool { return o.q != nil && o.q.regions >= maxRegions }
+
 // region returns the region that is next to leave, or nil if a buffer is.
 func (o *outbound) region() *buffer.FileRegion {
-	if e := o.entries.first(); e != nil {
-		return e.region
+	if q := o.q; q != nil {
+		if e := q.entries.first(); e != nil {
+			return e.region
+		}
 	}
 	return nil
 }
@@ -243,8 +333,8 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 		o.gather = startGather
 	}
 	parts = iov[:0]
-	for i := 0; i < int(o.entries.n); i++ {
-		e := o.entries.at(i)
+	for i := range o.len() {
+		e := o.q.entries.at(i)
 		if e.region != nil {
 			return parts, bytes, mapped, e.region
 		}
@@ -272,7 +362,7 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 // mappedIn returns how many of the n bytes at the head are of mapped files.
 func (o *outbound) mappedIn(n int) (mapped uint64) {
 	for i := 0; n > 0; i++ {
-		b := o.entries.at(i).buf
+		b := o.q.entries.at(i).buf
 		k := min(n, b.Len())
 		if b.Mapped() {
 			mapped += uint64(k)
@@ -299,7 +389,7 @@ func (o *outbound) tried(offered, taken int) {
 func (o *outbound) advance(n int64) {
 	o.sent += uint64(n)
 	for n > 0 {
-		e := o.entries.first()
+		e := o.q.entries.first()
 		if r := e.region; r != nil {
 			left := r.Remaining()
 			r.Advance(min(n, left))
@@ -307,7 +397,7 @@ func (o *outbound) advance(n int64) {
 				return
 			}
 			n -= left
-			o.regions--
+			o.q.regions--
 			o.drop(e)
 			r.Release()
 			continue
@@ -327,24 +417,26 @@ func (o *outbound) advance(n int64) {
 
 // drop takes the first entry out; its message is the caller's.
 func (o *outbound) drop(e *entry) {
+	q := o.q
 	o.charge -= e.charge
 	if e.region != nil {
-		o.files -= e.fileKiB()
+		q.files -= e.fileKiB()
 	}
 	*e = entry{}
-	o.entries.pop()
-	if o.entries.n == 0 {
-		o.merging, o.behind = false, 0
+	q.entries.pop()
+	if q.entries.n == 0 {
+		q.merging, q.behind = false, 0
 		if o.merge > minMerge {
 			o.merge /= 2
 		}
+		o.settle()
 	}
 }
 
 // regionPromise returns the promise of the region at the head of the queue, nil if
 // nobody asked. All before it have been completed.
 func (o *outbound) regionPromise() *eventloop.Promise {
-	if c := o.waiting.first(); c != nil && c.at == o.sent+uint64(o.region().Remaining()) {
+	if c := o.q.waiting.first(); c != nil && c.at == o.sent+uint64(o.region().Remaining()) {
 		return c.p
 	}
 	return nil
@@ -352,24 +444,30 @@ func (o *outbound) regionPromise() *eventloop.Promise {
 
 // due returns the next completion whose message has left, or nil.
 func (o *outbound) due() *eventloop.Promise {
-	if c := o.waiting.first(); c != nil && c.at <= o.sent {
-		p := c.p
-		*c = completion{}
-		o.waiting.pop()
-		return p
+	if o.q == nil {
+		return nil
 	}
-	return nil
+	c := o.q.waiting.first()
+	if c == nil || c.at > o.sent {
+		return nil
+	}
+	p := c.p
+	*c = completion{}
+	o.q.waiting.pop()
+	o.settle()
+	return p
 }
 
 // dropFirst releases the first message, and reports false if there is none.
 func (o *outbound) dropFirst() bool {
-	e := o.entries.first()
-	if e == nil {
-		o.regions = 0
-		o.entries = fifo[entry]{}
+	if o.len() == 0 {
 		return false
 	}
+	e := o.q.entries.first()
 	b, r := e.buf, e.region
+	if r != nil {
+		o.q.regions--
+	}
 	o.drop(e)
 	if b != nil {
 		b.Release()
@@ -381,18 +479,12 @@ func (o *outbound) dropFirst() bool {
 
 // takeWaiting empties the list of completions, which are the caller's to fail.
 func (o *outbound) takeWaiting() (waiting []*eventloop.Promise) {
-	for o.waiting.n > 0 {
-		c := o.waiting.first()
+	for o.q != nil && o.q.waiting.n > 0 {
+		c := o.q.waiting.first()
 		waiting = append(waiting, c.p)
 		*c = completion{}
-		o.waiting.pop()
+		o.q.waiting.pop()
+		o.settle()
 	}
-	o.waiting = fifo[completion]{}
 	return waiting
-}
-
-// idle gives back the memory of a queue that is empty and was long.
-func (o *outbound) idle() {
-	o.entries.shrink()
-	o.waiting.shrink()
 }

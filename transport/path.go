@@ -155,7 +155,7 @@ func (s *stream) route(msg any) route {
 		}
 		return s.out.route(m)
 	case *buffer.FileRegion:
-		if s.out.regions >= maxRegions {
+		if s.out.fullOfRegions() {
 			return route{PathNone, whyTooManyRegions}
 		}
 		return s.routeRegion(m)
@@ -183,7 +183,7 @@ func routeUnowned(msg any) route {
 // route decides whether b, which does not lie behind the last buffer of the queue, is
 // copied together with that or leaves from where it lies.
 func (o *outbound) route(b *buffer.Buf) route {
-	last := o.entries.last()
+	last := o.last()
 	switch n := b.Len(); {
 	case n == 0:
 		return route{PathNone, whyEmpty}
@@ -196,7 +196,7 @@ func (o *outbound) route(b *buffer.Buf) route {
 		return route{PathMapped, whyMapped}
 	case last == nil || last.buf == nil:
 		return route{PathWrite, whyAlone}
-	case o.merging:
+	case o.q.merging:
 		return route{PathCopy, whyMerging}
 	case last.buf.Len() > mergeLimit:
 		return route{PathWrite, whyLargeBefore}

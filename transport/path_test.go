@@ -169,7 +169,7 @@ func TestExplainedIsCounted(t *testing.T) {
 				}
 				ex := Explain(r.stream, msg)
 				copied := r.Loop().Counters().BytesCopied
-				merging := r.out.merging
+				merging := r.out.q != nil && r.out.q.merging
 				var before int
 				if last := r.out.joinable(); last != nil {
 					before = last.Len()

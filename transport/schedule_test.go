@@ -242,7 +242,7 @@ func (c *schedule) end() {
 	x.do(s.Flush)
 	x.settle()
 	if (s.at == streamOpen || s.at == streamClosing) && !s.out.empty() {
-		t.Errorf("with room for all, %d entries are left in the queue", s.out.entries.n)
+		t.Errorf("with room for all, %d entries are left in the queue", s.out.len())
 	}
 	if s.at == streamOpen {
 		if !s.Writable() {

@@ -54,8 +54,8 @@ func TestShortWrites(t *testing.T) {
 			if want := []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}; !slices.Equal(done, want) {
 				t.Errorf("completions: got %v, want %v", done, want)
 			}
-			if r.out.charge != 0 || r.out.regions != 0 {
-				t.Errorf("left in the queue: charge %d, %d regions", r.out.charge, r.out.regions)
+			if r.out.charge != 0 || r.out.q != nil {
+				t.Errorf("left in the queue: charge %d, %d messages", r.out.charge, r.out.len())
 			}
 			if ev := r.interest(); ev != reads {
 				t.Errorf("interest: got %v, want %v", ev, reads)

@@ -227,7 +227,6 @@ func (s *stream) settle() {
 		s.updateInterest()
 		return
 	}
-	s.out.idle()
 	switch {
 	case s.at == streamClosing:
 		s.closeEmpty()

@@ -154,6 +154,7 @@ func (s *stream) start(init func(pipeline.Channel) error) {
 		return
 	}
 	s.state = acquireState(s.Loop(), s.Alloc())
+	s.out.spare = &s.state.queues
 	if s.fd.fd >= 0 && s.at == streamNew {
 		s.opened()
 	}
@@ -478,6 +479,7 @@ func (c *streamCore) DoWritability(writable bool) {
 func (c *streamCore) DoEnd() {
 	s := (*stream)(c)
 	if s.state != nil {
+		s.out.spare = nil
 		s.state.release()
 		s.state = nil
 	}

@@ -418,7 +418,7 @@ func (x *wireRig) finish() {
 		x.t.Errorf("live buffers: got %d at the end, want %d", n, x.live)
 	}
 	if x.s.out.charge != 0 || !x.s.out.empty() {
-		x.t.Errorf("left in the queue: %d entries, charge %d", x.s.out.entries.n, x.s.out.charge)
+		x.t.Errorf("left in the queue: %d entries, charge %d", x.s.out.len(), x.s.out.charge)
 	}
 }
 
