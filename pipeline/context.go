@@ -20,25 +20,25 @@ import (
 // Concurrency: safe from any goroutine, like [Channel]; also after the handler has
 // been removed, when events go on to its former neighbours.
 type Context struct {
-	next, prev *Context
-	reader     ReadHandler // handler, if it is one
-	writer     WriteHandler
-	mapper     ReadMapper // handler, if it is one and linked
-	p          *Pipeline
+	p    *Pipeline
+	mask mask // loop-only once it has been added
+
+	// Names it among the handlers of its type when it was given no name; ^n once it has
+	// been removed. Any goroutine; stored on the loop.
+	ordinal atomic.Int32
 
 	// Loop-only. Where reads and writes go from here, past the handlers that do not
 	// take them. After removal they are next and prev, which may be such handlers.
 	nextRead, prevWrite *Context
 
-	// Fixed when it has been added.
-	typ     *handlerType // of what was passed to Add: the Maker, or the handler
-	handler any
+	// The handler as what is called for a read and for a write, nil if it does not take
+	// them, or what stands before it. It is in one of them at least, see own. Fixed when
+	// it has been added.
+	reader ReadHandler
+	writer WriteHandler
 
-	mask mask
-
-	// Names it among the handlers of its type when it was given no name; ^n once it has
-	// been removed. Any goroutine; stored on the loop.
-	ordinal atomic.Int32
+	next, prev *Context
+	typ        *handlerType // of what was passed to Add: the Maker, or the handler; fixed likewise
 }
 
 // Channel returns the channel.
@@ -55,7 +55,7 @@ func (c *Context) Alloc() buffer.Allocator { return c.p.base.alloc }
 
 // Handler returns the handler.
 func (c *Context) Handler() any {
-	h := c.handler
+	h := c.own()
 	if s := c.typ.offloaded; s != nil {
 		h = s.h
 	}
@@ -67,13 +67,42 @@ func (c *Context) Handler() any {
 
 // setHandler has c call h, which takes what the mask of c says.
 func (c *Context) setHandler(h any) {
-	c.handler = h
 	c.reader, c.writer = readerOf(h), writerOf(h)
-	c.mapper, _ = h.(ReadMapper)
+	if c.reader == nil && c.writer == nil {
+		c.reader = keptReader{h}
+	}
 	if c.p.touches {
 		c.touch()
 	}
 }
+
+// own returns the handler that setHandler was called with.
+func (c *Context) own() any {
+	switch r := c.reader.(type) {
+	case nil:
+	case *mapReader:
+		return r.m
+	case keptReader:
+		return r.h
+	case touchReader:
+		return r.own()
+	default:
+		return r
+	}
+	switch w := c.writer.(type) {
+	case *mapWriter:
+		return w.m
+	case touchWriter:
+		return w.own()
+	default:
+		return w
+	}
+}
+
+// keptReader keeps a handler that takes neither reads nor writes. It is not called.
+type keptReader struct{ h any }
+
+func (keptReader) HandleRead(*Context, any) error { return nil }
 
 // Name returns the name that the handler was added with, or Type#N.
 func (c *Context) Name() string {

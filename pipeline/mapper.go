@@ -24,8 +24,8 @@ type WriteMapper interface {
 
 // readerOf returns what a context calls for a read: h itself, or what walks on from it.
 func readerOf(h any) ReadHandler {
-	if _, ok := h.(ReadMapper); ok {
-		return mapReader{}
+	if m, ok := h.(ReadMapper); ok {
+		return &mapReader{m}
 	}
 	r, _ := h.(ReadHandler)
 	return r
@@ -34,17 +34,17 @@ func readerOf(h any) ReadHandler {
 // writerOf returns what a context calls for a write.
 func writerOf(h any) WriteHandler {
 	if m, ok := h.(WriteMapper); ok {
-		return mapWriter{m}
+		return &mapWriter{m}
 	}
 	w, _ := h.(WriteHandler)
 	return w
 }
 
-// mapReader walks from a context with a mapper on to the first one without.
-type mapReader struct{}
+// mapReader walks from a ReadMapper on to the first handler that is none.
+type mapReader struct{ m ReadMapper }
 
-func (mapReader) HandleRead(c *Context, msg any) error {
-	p, first, m := c.p, c, c.mapper
+func (r *mapReader) HandleRead(c *Context, msg any) error {
+	p, first, m := c.p, c, r.m
 	for {
 		out, err := m.MapRead(c, msg)
 		if err != nil {
@@ -58,17 +58,18 @@ func (mapReader) HandleRead(c *Context, msg any) error {
 			return nil
 		}
 		msg, c = out, c.nextRead
-		if m = c.mapper; m == nil {
-			for c.mask&maskRead == 0 {
-				c = c.next
-			}
-			p.cur = c // who called us puts it back
-			if err := c.reader.HandleRead(c, msg); err != nil {
-				p.failedAt(c, err)
-			}
-			return nil
+		if next, ok := c.reader.(*mapReader); ok && c.mask != 0 { // not removed
+			p.cur, m = c, next.m
+			continue
 		}
-		p.cur = c
+		for c.mask&maskRead == 0 {
+			c = c.next
+		}
+		p.cur = c // who called us puts it back
+		if err := c.reader.HandleRead(c, msg); err != nil {
+			p.failedAt(c, err)
+		}
+		return nil
 	}
 }
 
@@ -77,7 +78,7 @@ func (mapReader) HandleRead(c *Context, msg any) error {
 // completion in its hands.
 type mapWriter struct{ m WriteMapper }
 
-func (w mapWriter) HandleWrite(c *Context, msg any, pr *eventloop.Promise) error {
+func (w *mapWriter) HandleWrite(c *Context, msg any, pr *eventloop.Promise) error {
 	p, first, m := c.p, c, w.m
 	for {
 		out, err := m.MapWrite(c, msg)
@@ -106,7 +107,7 @@ func (w mapWriter) HandleWrite(c *Context, msg any, pr *eventloop.Promise) error
 			c = c.prev
 		}
 		p.cur = c
-		next, ok := c.writer.(mapWriter)
+		next, ok := c.writer.(*mapWriter)
 		if !ok {
 			if err := c.writer.HandleWrite(c, msg, nil); err != nil {
 				p.outboundFailed(c, nil, err)

@@ -97,10 +97,10 @@ func (p *Pipeline) offload(c *Context, off Offloaded) error {
 	if err != nil {
 		return err
 	}
-	if t, ok := c.handler.(*traced); ok {
+	if t, ok := c.own().(*traced); ok {
 		t.tr = new(tracer) // what it calls is called by the loop
 	}
-	h := &strandHandler{c: c, s: s, h: c.handler, takes: c.mask}
+	h := &strandHandler{c: c, s: s, h: c.own(), takes: c.mask}
 	h.reader, h.writer = stepReaderOf(h.h), stepWriterOf(h.h)
 	t := *c.typ
 	t.offloaded = h

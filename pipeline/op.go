@@ -166,7 +166,7 @@ func (p *Pipeline) close(c *Context, pr *eventloop.Promise) {
 		c = c.prev
 	}
 	h := p.hand(c, pr)
-	if err := c.handler.(CloseHandler).HandleClose(c, pr); err != nil {
+	if err := c.own().(CloseHandler).HandleClose(c, pr); err != nil {
 		p.outboundFailed(c, pr, err)
 	}
 	p.handed(h)
@@ -177,7 +177,7 @@ func (p *Pipeline) closeWrite(c *Context, pr *eventloop.Promise) {
 		c = c.prev
 	}
 	h := p.hand(c, pr)
-	if err := c.handler.(CloseWriteHandler).HandleCloseWrite(c, pr); err != nil {
+	if err := c.own().(CloseWriteHandler).HandleCloseWrite(c, pr); err != nil {
 		p.outboundFailed(c, pr, err)
 	}
 	p.handed(h)
@@ -188,7 +188,7 @@ func (p *Pipeline) connect(c *Context, remote, local net.Addr, pr *eventloop.Pro
 		c = c.prev
 	}
 	h := p.hand(c, pr)
-	if err := c.handler.(ConnectHandler).HandleConnect(c, remote, local, pr); err != nil {
+	if err := c.own().(ConnectHandler).HandleConnect(c, remote, local, pr); err != nil {
 		p.outboundFailed(c, pr, err)
 	}
 	p.handed(h)

@@ -52,9 +52,9 @@ type Pipeline struct {
 func (p *Pipeline) init(b *Base) {
 	p.base, p.scope = b, scopeOf(b.loop)
 	h, t := headHandler{b}, tailHandler{b}
-	p.head = Context{p: p, handler: h, typ: headType, writer: h,
+	p.head = Context{p: p, typ: headType, writer: h,
 		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
-	p.tail = Context{p: p, handler: t, typ: tailType, reader: t,
+	p.tail = Context{p: p, typ: tailType, reader: t,
 		mask: maskRead | maskEvent | maskError}
 	if p.touches = buffer.Touching(); p.touches {
 		p.head.touch()
@@ -375,7 +375,7 @@ func (p *Pipeline) callAdded(c *Context) (err error) {
 		p.resume(frames, err)
 	}()
 	p.cur = c
-	err = c.handler.(AddedHandler).HandleAdded(c)
+	err = c.own().(AddedHandler).HandleAdded(c)
 	p.normal = true
 	return err
 }
@@ -430,7 +430,7 @@ func (p *Pipeline) unlink(c *Context) {
 	m := c.mask
 	p.takeOut(c)
 	if m&maskRemoved != 0 {
-		p.run(c, func() { c.handler.(RemovedHandler).HandleRemoved(c) })
+		p.run(c, func() { c.own().(RemovedHandler).HandleRemoved(c) })
 	}
 }
 
@@ -443,7 +443,7 @@ func (p *Pipeline) takeOut(c *Context) {
 	p.relink(c, m, c.nextRead, c.prevWrite)
 	c.nextRead, c.prevWrite = c.next, c.prev
 	c.setRemoved()
-	c.mask, c.mapper = 0, nil
+	c.mask = 0
 	if invariant.Enabled {
 		handlersInUse.release(c)
 	}
@@ -521,7 +521,7 @@ func (p *Pipeline) event(c *Context, ev any) {
 	}
 	prev := p.cur
 	p.cur = c
-	if err := c.handler.(EventHandler).HandleEvent(c, ev); err != nil {
+	if err := c.own().(EventHandler).HandleEvent(c, ev); err != nil {
 		p.failedAt(c, err)
 	}
 	p.cur = prev
@@ -547,7 +547,7 @@ func (p *Pipeline) deliverError(c *Context, err error) {
 	}
 	prev, depth := p.cur, p.inError
 	p.cur, p.inError = c, depth+1
-	c.handler.(ErrorHandler).HandleError(c, err)
+	c.own().(ErrorHandler).HandleError(c, err)
 	p.cur, p.inError = prev, depth
 }
 
@@ -566,7 +566,7 @@ func (p *Pipeline) notify(c *Context, ev mask) {
 		}
 		p.cur = c
 		p.scope.frames = append(p.scope.frames, frame{c: c, ev: own})
-		if err := callNotification(c.handler, c, m); err != nil {
+		if err := callNotification(c.own(), c, m); err != nil {
 			p.failedAt(c, err)
 		}
 		p.cur = prev
@@ -624,7 +624,7 @@ func (p *Pipeline) flush(c *Context) {
 	}
 	prev := p.cur
 	p.cur = c
-	if err := c.handler.(FlushHandler).HandleFlush(c); err != nil {
+	if err := c.own().(FlushHandler).HandleFlush(c); err != nil {
 		p.outboundFailed(c, nil, err)
 	}
 	p.cur = prev
@@ -636,7 +636,7 @@ func (p *Pipeline) readRequest(c *Context) {
 	}
 	prev := p.cur
 	p.cur = c
-	if err := c.handler.(ReadRequestHandler).HandleReadRequest(c); err != nil {
+	if err := c.own().(ReadRequestHandler).HandleReadRequest(c); err != nil {
 		p.outboundFailed(c, nil, err)
 	}
 	p.cur = prev

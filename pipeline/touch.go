@@ -9,11 +9,12 @@ import (
 // the report of its loss. Where buffers do not want to know, nothing stands in between,
 // and the hops have nothing to ask.
 func (c *Context) touch() {
-	if c.reader != nil {
-		if c.mapper != nil {
-			c.reader, c.mapper = stepReader{c.mapper}, nil
-		}
-		c.reader = touchReader{c.reader}
+	switch r := c.reader.(type) {
+	case nil, keptReader:
+	case *mapReader:
+		c.reader = touchReader{stepReader(*r)}
+	default:
+		c.reader = touchReader{r}
 	}
 	if c.writer != nil {
 		c.writer = touchWriter{c.writer}
@@ -27,9 +28,25 @@ func (t touchReader) HandleRead(c *Context, msg any) error {
 	return t.ReadHandler.HandleRead(c, msg)
 }
 
+// own returns the handler.
+func (t touchReader) own() any {
+	if s, ok := t.ReadHandler.(stepReader); ok {
+		return s.m
+	}
+	return t.ReadHandler
+}
+
 type touchWriter struct{ WriteHandler }
 
 func (t touchWriter) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
 	buffer.Touch(msg, c.Name())
 	return t.WriteHandler.HandleWrite(c, msg, p)
+}
+
+// own returns the handler.
+func (t touchWriter) own() any {
+	if m, ok := t.WriteHandler.(*mapWriter); ok {
+		return m.m
+	}
+	return t.WriteHandler
 }

@@ -41,7 +41,7 @@ func (p *Pipeline) Trace() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, c := range []*Context{&p.head, &p.tail} {
-			c.setHandler(&traced{h: c.handler, tr: x.tracer})
+			c.setHandler(&traced{h: c.own(), tr: x.tracer})
 		}
 		return nil
 	})
@@ -82,7 +82,7 @@ func (p *Pipeline) trace(h any) any {
 
 // traced returns what counts the events of the handler of c, or nil.
 func (c *Context) traced() *traced {
-	h := c.handler
+	h := c.own()
 	if s := c.typ.offloaded; s != nil {
 		h = s.h
 	}
