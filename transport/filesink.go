@@ -3,9 +3,11 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/internal/sys"
+	"github.com/runnel-io/runnel/pipeline"
 )
 
 const (
@@ -137,13 +139,28 @@ func (k *fileSink) next() {
 		return
 	}
 	k.busy = true
-	k.task.piece, k.task.at = *first, k.reserve(int64(first.n))
 	loop := k.m.of.src.Loop()
 	loop.Hold() // until the task is back
-	if err := loop.Offload().Submit(k.task.run); err != nil {
+	err := k.place(first)
+	if err == nil {
+		err = loop.Offload().Submit(k.task.run)
+	}
+	if err != nil {
 		k.task.err = err
 		k.written()
 	}
+}
+
+// place prepares the task for a piece. Reserve is the user's, and may panic.
+func (k *fileSink) place(p *sinkPiece) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &pipeline.PanicError{Value: v, Handler: "Mirror.Reserve", Stack: debug.Stack()}
+		}
+	}()
+	k.task.at = k.reserve(int64(p.n))
+	k.task.piece = *p
+	return nil
 }
 
 // written takes the first piece out: it has been written, or has failed. Loop-only.

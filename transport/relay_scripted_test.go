@@ -30,7 +30,7 @@ func (s pipeSocket) spliceIn(pipe, n int) (int, error) {
 	if s.refuses {
 		return 0, syscall.EINVAL
 	}
-	s.calls++
+	s.call()
 	if len(s.in) == 0 {
 		return 0, sys.ErrAgain
 	}

@@ -29,6 +29,8 @@ type script struct {
 	calls int  // of everything
 	more  []bool
 
+	before func() // each call, if there is something to do
+
 	out      bytes.Buffer
 	shut     bool
 	resets   int
@@ -48,8 +50,16 @@ type takeStep struct {
 	err error
 }
 
-func (k *script) read(b *buffer.Buf, max int) (int, error) {
+// call notes a call that reads or writes.
+func (k *script) call() {
 	k.calls++
+	if k.before != nil {
+		k.before()
+	}
+}
+
+func (k *script) read(b *buffer.Buf, max int) (int, error) {
+	k.call()
 	if k.closes > 0 {
 		k.t.Error("read after close")
 	}
@@ -71,7 +81,7 @@ func (k *script) read(b *buffer.Buf, max int) (int, error) {
 
 // next returns how much of n bytes the next call takes.
 func (k *script) next(n int) (int, error) {
-	k.calls++
+	k.call()
 	if k.closes > 0 {
 		k.t.Error("write after close")
 	}
