@@ -370,12 +370,8 @@ func (s *dgram) readFailed(err error) {
 
 // starve pauses reading for a moment: there is no memory to read into.
 func (s *dgram) starve(err error) {
-	if s.starved {
-		return
-	}
-	s.starved, s.wantRead = true, true
-	s.Logger().Warn("reading paused: " + err.Error())
-	s.Loop().Schedule(starvedRetry, s.fed)
+	s.wantRead = true
+	s.state.starve(s, err)
 }
 
 // setStarved keeps the channel from reading, or no longer, and reports whether that

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -28,7 +29,7 @@ type loopState struct {
 	out *dgramParts         // nil if none are sent
 
 	pool *buffer.Pool // of alloc; nil if that has none
-	held []holdable   // not reading because the pool is close to its limit
+	held []holdable   // not reading because there is no memory, or the pool is close to its limit
 }
 
 // holdable is a channel that can be kept from reading.
@@ -110,12 +111,21 @@ func (s *loopState) pressed() bool { return s.pool != nil && s.pool.Pressure() }
 
 // hold keeps a channel from reading while there is pressure.
 func (s *loopState) hold(ch holdable) {
+	s.starve(ch, errPressure)
+}
+
+var errPressure = errors.New("buffers are close to their limit")
+
+// starve keeps a channel from reading for a while, because of err. All channels of a loop
+// that have no memory wait for one timer and fill one line of the log: there may be a
+// million of them.
+func (s *loopState) starve(ch holdable, err error) {
 	if !ch.setStarved(true) {
 		return
 	}
 	s.held = append(s.held, ch)
 	if len(s.held) == 1 {
-		ch.Logger().Warn("reading paused: buffers are close to their limit")
+		ch.Logger().Warn("reading paused: " + err.Error())
 		s.key.loop.Schedule(starvedRetry, s.unhold)
 	}
 }

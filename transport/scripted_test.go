@@ -8,6 +8,9 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
@@ -469,6 +472,52 @@ func TestReadsWithoutMemory(t *testing.T) {
 	r.m.Advance(starvedRetry)
 	r.ready(eventloop.EventRead)
 	r.wantLog("read late", "complete")
+}
+
+// However many channels of a loop find no memory, they wait for one timer and fill one
+// line of the log.
+func TestManyWithoutMemory(t *testing.T) {
+	const n = 50
+	core, logs := observer.New(zap.DebugLevel)
+	a := &stingy{buffer.Heap, true}
+	cfg, err := (&Config{Allocator: a, Logger: zap.New(core)}).check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := eventloop.NewManual()
+	defer m.Close()
+	var reads int
+	armed := m.Loop().Metrics().TimersArmed
+	for i := range n {
+		s := newStream(&cfg, m.Loop(), nil, scriptFD+i)
+		s.sock = scriptSocket{&script{t: t, in: []readStep{{data: "late"}}}}
+		m.Enter(func() {
+			s.start(func(ch pipeline.Channel) error {
+				return ch.Pipeline().Add(pipeline.On(func(_ *pipeline.Context, b *buffer.Buf) error {
+					reads++
+					b.Release()
+					return nil
+				}))
+			})
+		})
+		m.Ready(scriptFD+i, eventloop.EventRead)
+		m.RunUntilIdle()
+	}
+	if got := logs.FilterMessageSnippet("reading paused").Len(); got != 1 {
+		t.Errorf("got %d lines in the log, want 1", got)
+	}
+	if got := m.Loop().Metrics().TimersArmed - armed; got != 1 {
+		t.Errorf("got %d timers, want 1", got)
+	}
+	a.empty = false
+	m.Advance(starvedRetry)
+	for i := range n {
+		m.Ready(scriptFD+i, eventloop.EventRead)
+	}
+	m.RunUntilIdle()
+	if reads != n {
+		t.Errorf("got %d reads when there was memory, want %d", reads, n)
+	}
 }
 
 // A panic in a handler closes its channel, whatever the transport is doing.

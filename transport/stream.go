@@ -388,12 +388,8 @@ func (s *stream) fitWaterMarks() {
 
 // starve pauses reading for a moment: there is no memory to read into.
 func (s *stream) starve(err error) {
-	if s.starved {
-		return
-	}
-	s.starved, s.wantRead = true, true
-	s.Logger().Warn("reading paused: " + err.Error())
-	s.Loop().Schedule(starvedRetry, s.fed)
+	s.wantRead = true
+	s.state.starve(s, err)
 }
 
 // feed is fed, from any goroutine.

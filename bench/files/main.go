@@ -41,7 +41,7 @@ var kinds = []kind{
 }
 
 type options struct {
-	rounds, depth        int
+	rounds, depth, procs int
 	serverCPU, clientCPU int
 	args                 string
 	check                bool
@@ -54,6 +54,7 @@ func main() {
 	flag.IntVar(&o.depth, "depth", 1, "requests under way on a connection")
 	flag.IntVar(&o.serverCPU, "server-cpu", 0, "core of the servers; -1 leaves them free")
 	flag.IntVar(&o.clientCPU, "client-cpu", 1, "core of the client; -1 leaves it free")
+	flag.IntVar(&o.procs, "procs", 0, "GOMAXPROCS of the servers in Go; 0 leaves it to them, which is 1 for a pinned one")
 	flag.StringVar(&o.args, "args", "", "more arguments for fileregion, separated by spaces")
 	flag.BoolVar(&o.check, "check", false, "exit with status 1 when a median ratio is over the project's target")
 	peer := flag.String("peer", "", "another `program` to measure, started as PROGRAM -addr ADDR -root DIR")
@@ -73,8 +74,13 @@ type contender struct {
 }
 
 func run(o options, sizes, peer string) error {
-	if o.rounds < 1 || o.depth < 1 {
-		return errors.New("-rounds and -depth must be at least 1")
+	if o.rounds < 1 || o.depth < 1 || o.procs < 0 {
+		return errors.New("-rounds and -depth must be at least 1, and -procs at least 0")
+	}
+	if o.procs > 0 { // which children inherit; this process has its own already
+		if err := os.Setenv("GOMAXPROCS", strconv.Itoa(o.procs)); err != nil {
+			return err
+		}
 	}
 	var chosen []kind
 	for s := range strings.SplitSeq(sizes, ",") {
