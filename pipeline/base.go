@@ -168,25 +168,25 @@ func (b *Base) String() string {
 func (b *Base) base() *Base { return b }
 
 // Write implements [Channel].
-func (b *Base) Write(msg any) { b.pl.tail.Write(msg) }
+func (b *Base) Write(msg any) { b.pl.ends.Write(msg) }
 
 // WriteThen implements [Channel].
-func (b *Base) WriteThen(msg any, then func(error)) { b.pl.tail.WriteThen(msg, then) }
+func (b *Base) WriteThen(msg any, then func(error)) { b.pl.ends.WriteThen(msg, then) }
 
 // Flush implements [Channel].
-func (b *Base) Flush() { b.pl.tail.Flush() }
+func (b *Base) Flush() { b.pl.ends.Flush() }
 
 // Read implements [Channel].
-func (b *Base) Read() { b.pl.tail.Read() }
+func (b *Base) Read() { b.pl.ends.Read() }
 
 // Close implements [Channel].
-func (b *Base) Close() { b.pl.tail.Close() }
+func (b *Base) Close() { b.pl.ends.Close() }
 
 // CloseThen implements [Channel].
-func (b *Base) CloseThen(then func(error)) { b.pl.tail.CloseThen(then) }
+func (b *Base) CloseThen(then func(error)) { b.pl.ends.CloseThen(then) }
 
 // CloseWrite implements [Channel].
-func (b *Base) CloseWrite() { b.pl.tail.CloseWrite() }
+func (b *Base) CloseWrite() { b.pl.ends.CloseWrite() }
 
 // Reset implements [Channel].
 func (b *Base) Reset() { b.Abort(CloseReset, ErrReset) }
@@ -241,7 +241,7 @@ type turnFlush Base
 func (t *turnFlush) Run() {
 	b := (*Base)(t)
 	b.flushQueued = false
-	b.pl.guardedFlush(b.pl.tail.prev)
+	b.pl.guardedFlush(b.pl.ends.prev)
 }
 
 // onLoop asserts, in builds with invariants, that the caller is the loop.

@@ -44,13 +44,13 @@ func (t *idleTask) Run() {
 // handlers on executors comes first. Loop-only.
 func (b *Base) CloseIdle() {
 	b.onLoop()
-	b.passStrands(b.pl.head.next)
+	b.passStrands(b.pl.ends.next)
 }
 
 // passStrands follows the events that are on their way through handlers on executors
 // from c on, one handler after the other, and closes the channel behind them. Loop-only.
 func (b *Base) passStrands(c *Context) {
-	for ; c != nil; c = c.next {
+	for ; c != &b.pl.ends; c = c.next {
 		if h := c.typ.offloaded; h != nil && c.mask != 0 {
 			h.s.Post(&strandPass{b, c})
 			return

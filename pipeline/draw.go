@@ -47,12 +47,9 @@ func (p *Pipeline) String() string {
 	if !p.base.loop.InLoop() {
 		p.mu.Lock()
 	}
-	for c := &p.head; c != nil; c = c.next {
-		if c.Removed() {
-			continue
-		}
+	p.each(func(c *Context, name string, own mask) {
 		// Not c.mask, which belongs to the loop.
-		r := row{c.Name(), typeOf(c.Handler()).mask, nil}
+		r := row{name, typeOf(c.Handler()).mask & own, nil}
 		if c.typ.given != "" && c.typ.name != "" {
 			r.name += " (" + c.typ.name + ")"
 		}
@@ -62,7 +59,7 @@ func (p *Pipeline) String() string {
 		r.measured = c.traced()
 		rows = append(rows, r)
 		width = max(width, len(r.name))
-	}
+	})
 	if !p.base.loop.InLoop() {
 		p.mu.Unlock()
 	}

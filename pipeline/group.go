@@ -169,7 +169,7 @@ func (g *ChannelGroup) write(msg any, to *broadcast, match []func(Channel) bool)
 				pr = eventloop.NewPromise(b.loop)
 				pr.Then(func(err error) { to.one(b, err) })
 			}
-			b.pl.tail.ForwardWrite(share(own), pr)
+			b.pl.ends.ForwardWrite(share(own), pr)
 		}, lost: func(b *Base) {
 			if to != nil {
 				to.one(b, b.closeError())

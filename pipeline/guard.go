@@ -108,6 +108,12 @@ func (p *Pipeline) cut(n int) {
 // What a further Goexit interrupts is done all the same.
 func (p *Pipeline) failed(g guardState, v any) {
 	cur, inError := p.cur, p.inError > g.errors
+	name, next := headName, p.ends.next
+	if cur == nil {
+		cur = &p.ends
+	} else {
+		name, next = cur.Name(), cur
+	}
 	frames := append([]frame(nil), p.scope.frames[g.frames:]...)
 	p.cut(g.frames)
 	p.cur, p.inError, p.scope.inner, p.errFrom = g.cur, g.errors, g.inner, nil
@@ -121,7 +127,7 @@ func (p *Pipeline) failed(g guardState, v any) {
 	var err error
 	switch {
 	case v != nil:
-		err = newPanicError(cur.Name(), v)
+		err = newPanicError(name, v)
 	case p.exiting:
 		// An outer guard on the same goroutine's way out: the inner one has told.
 		p.resume(frames, ErrGoexit)
@@ -133,11 +139,11 @@ func (p *Pipeline) failed(g guardState, v any) {
 	defer p.base.core.DoClose(CloseNow, err)
 	defer p.resume(frames, err)
 	if inError {
-		p.base.logger.Error("panic in HandleError", append(p.errorFields(cur.Name(), err),
+		p.base.logger.Error("panic in HandleError", append(p.errorFields(name, err),
 			zap.Stringer("channel", p.base))...)
 		return
 	}
-	p.guardedErrorFrom(cur, cur, err)
+	p.guardedErrorFrom(next, cur, err)
 }
 
 // resume lets interrupted notifications go on and fails promises, the innermost
@@ -175,7 +181,7 @@ func (p *Pipeline) guardedNotify(c *Context, ev mask) {
 // notifyFromHead delivers notification ev to the whole pipeline. Loop-only.
 func (p *Pipeline) notifyFromHead(ev mask) {
 	if p.wanted&(ev|ev.hold()) != 0 {
-		p.guardedNotify(p.head.next, ev)
+		p.guardedNotify(p.ends.next, ev)
 	}
 }
 

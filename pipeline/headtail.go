@@ -9,46 +9,53 @@ import (
 	"go.uber.org/zap"
 )
 
-// headHandler ends every outbound operation: it hands them to the Core.
-type headHandler struct{ b *Base }
+// ends is what stands at both ends of a pipeline. Its context follows the last handler
+// and precedes the first: the events of both ways come to it, as the tail or as the head.
+type ends struct{ b *Base }
 
-func (h headHandler) HandleWrite(_ *Context, msg any, p *eventloop.Promise) error {
-	h.b.core.DoWrite(msg, p)
+// core returns what the head hands every outbound operation to. From here on no handler
+// runs: what fails in the Core is the transport's.
+func (h ends) core() Core {
+	h.b.pl.cur = nil
+	return h.b.core
+}
+
+func (h ends) HandleWrite(_ *Context, msg any, p *eventloop.Promise) error {
+	h.core().DoWrite(msg, p)
 	return nil
 }
 
-func (h headHandler) HandleFlush(*Context) error {
-	h.b.core.DoFlush()
+func (h ends) HandleFlush(*Context) error {
+	h.core().DoFlush()
 	return nil
 }
 
-func (h headHandler) HandleReadRequest(*Context) error {
+func (h ends) HandleReadRequest(*Context) error {
+	h.b.pl.cur = nil
 	h.b.requestRead()
 	return nil
 }
 
-func (h headHandler) HandleConnect(_ *Context, remote, local net.Addr, p *eventloop.Promise) error {
-	h.b.core.DoConnect(remote, local, p)
+func (h ends) HandleConnect(_ *Context, remote, local net.Addr, p *eventloop.Promise) error {
+	h.core().DoConnect(remote, local, p)
 	return nil
 }
 
-func (h headHandler) HandleClose(_ *Context, p *eventloop.Promise) error {
+func (h ends) HandleClose(_ *Context, p *eventloop.Promise) error {
 	if p != nil {
 		h.b.closing().Then(func(error) { p.Complete(nil) })
 	}
-	h.b.core.DoClose(CloseFlushed, nil)
+	h.core().DoClose(CloseFlushed, nil)
 	return nil
 }
 
-func (h headHandler) HandleCloseWrite(_ *Context, p *eventloop.Promise) error {
-	h.b.core.DoCloseWrite(p)
+func (h ends) HandleCloseWrite(_ *Context, p *eventloop.Promise) error {
+	h.core().DoCloseWrite(p)
 	return nil
 }
 
-// tailHandler ends every inbound event that nobody took.
-type tailHandler struct{ b *Base }
-
-func (t tailHandler) HandleRead(_ *Context, msg any) error {
+// HandleRead is of the tail, as the two after it: it ends what nobody took.
+func (t ends) HandleRead(_ *Context, msg any) error {
 	if h, ok := t.b.core.(TailCore); ok {
 		h.UnhandledRead(msg)
 		return nil
@@ -60,7 +67,7 @@ func (t tailHandler) HandleRead(_ *Context, msg any) error {
 	return nil
 }
 
-func (t tailHandler) HandleEvent(_ *Context, ev any) error {
+func (t ends) HandleEvent(_ *Context, ev any) error {
 	if h, ok := t.b.core.(TailCore); ok {
 		h.UnhandledEvent(ev)
 		return nil
@@ -69,7 +76,7 @@ func (t tailHandler) HandleEvent(_ *Context, ev any) error {
 	return nil
 }
 
-func (t tailHandler) HandleError(_ *Context, err error) {
+func (t ends) HandleError(_ *Context, err error) {
 	if h, ok := t.b.core.(TailCore); ok {
 		h.UnhandledError(err)
 		return

@@ -161,7 +161,7 @@ type endTask struct {
 // those that run on strands.
 func (t *endTask) Run() {
 	b := t.b
-	defer b.pl.passEnd(b.pl.head.next)
+	defer b.pl.passEnd(b.pl.ends.next)
 	if t.o&owesUnregistered != 0 {
 		defer b.pl.notifyFromHead(maskUnregistered)
 	}

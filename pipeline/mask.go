@@ -66,7 +66,11 @@ func (t *handlerType) called(name string) *handlerType {
 	return &c
 }
 
-var headType, tailType = &handlerType{given: "head"}, &handlerType{given: "tail"}
+// headName is the name of the head.
+const headName = "head"
+
+// endsType is that of the context at both ends, which the tail is named by.
+var endsType = &handlerType{given: "tail"}
 
 // handlerTypes holds the types that were ever added, reflect.Type to *handlerType.
 // A program has only so many.

@@ -371,7 +371,7 @@ func (h *strandHandler) failed(o *op, err error) {
 		h.addFailed(err, false)
 	case opWrite, opFlush, opRead, opConnect, opClose, opCloseWrite:
 		if o.p == nil {
-			h.c.do(op{kind: opFireError, c: &h.c.p.head, from: h.c, err: err})
+			h.c.do(op{kind: opFireError, c: &h.c.p.ends, from: h.c, err: err})
 			return
 		}
 		o.p.Complete(err)

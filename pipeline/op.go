@@ -147,7 +147,7 @@ func (p *Pipeline) perform(o *op) {
 		}
 		p.errorAt(o.c.next, from, o.err)
 	case opNotify:
-		if o.c == &p.head && o.ev == maskReadComplete {
+		if o.c == &p.ends && o.ev == maskReadComplete {
 			p.readComplete()
 			return
 		}

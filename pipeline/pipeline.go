@@ -31,14 +31,14 @@ import (
 // [Offloaded] handlers; where waiting could deadlock, on another loop or worker or when
 // the loop is a Manual, it is refused with [eventloop.ErrWouldDeadlock].
 type Pipeline struct {
-	base       *Base
-	scope      *scope
-	head, tail Context
+	base  *Base
+	scope *scope
+	ends  Context // the head and the tail: the chain is a ring
 
 	mu sync.Mutex // held for links to be changed, and off the loop for them to be followed
 
 	// Loop-only.
-	cur     *Context // the handler that runs
+	cur     *Context // the handler that runs; nil for the head, ends for the tail
 	depth   int32    // guards under way
 	inError int32    // HandleError calls under way
 	normal  bool     // the innermost guarded stretch has come to its end
@@ -46,23 +46,28 @@ type Pipeline struct {
 	removed bool     // all handlers have been removed: the channel is over
 	touches bool     // buffers are told of the handlers they pass; fixed
 	wanted  mask     // what any handler that was ever added takes
-	errFrom *Context // where the error now under way came from
+	errFrom *Context // where the error now under way came from; ends for the transport
 }
 
 func (p *Pipeline) init(b *Base) {
 	p.base, p.scope = b, scopeOf(b.loop)
-	h, t := headHandler{b}, tailHandler{b}
-	p.head = Context{p: p, typ: headType, writer: h,
-		mask: maskWrite | maskFlush | maskReadRequest | maskConnect | maskClose | maskCloseWrite}
-	p.tail = Context{p: p, typ: tailType, reader: t,
-		mask: maskRead | maskEvent | maskError}
-	if p.touches = buffer.Touching(); p.touches {
-		p.head.touch()
-		p.tail.touch()
+	p.touches = buffer.Touching()
+	c := &p.ends
+	c.p, c.typ, c.mask = p, endsType, maskOutbound|maskRead|maskEvent|maskError
+	c.setHandler(ends{b})
+	c.next, c.prev, c.nextRead, c.prevWrite = c, c, c, c
+}
+
+// each calls f for the head, for each handler that has not been removed and for the
+// tail, with its name and those of the events that are its own. It follows the links.
+func (p *Pipeline) each(f func(c *Context, name string, own mask)) {
+	f(&p.ends, headName, maskOutbound)
+	for c := p.ends.next; c != &p.ends; c = c.next {
+		if !c.Removed() {
+			f(c, c.Name(), ^mask(0))
+		}
 	}
-	p.head.next, p.head.nextRead = &p.tail, &p.tail
-	p.tail.prev, p.tail.prevWrite = &p.head, &p.head
-	p.cur = &p.head
+	f(&p.ends, p.ends.Name(), ^maskOutbound)
 }
 
 // Channel returns the channel that this pipeline belongs to.
@@ -97,11 +102,11 @@ func (p *Pipeline) addNow(handlers []any, first bool) error {
 			return err
 		}
 	}
-	at := &p.head
+	at := &p.ends
 	for i := range cs {
 		c := &cs[i]
 		if !first {
-			at = p.tail.prev
+			at = p.ends.prev
 		}
 		for at.mask == 0 { // removed by its own HandleAdded
 			at = at.prev
@@ -117,7 +122,7 @@ func (p *Pipeline) addNow(handlers []any, first bool) error {
 
 // AddNamed appends one handler at the tail. An empty name means by type.
 func (p *Pipeline) AddNamed(name string, handler any) (*Context, error) {
-	return p.place(name, handler, func() (*Context, error) { return p.tail.prev, nil })
+	return p.place(name, handler, func() (*Context, error) { return p.ends.prev, nil })
 }
 
 // AddBefore adds a handler before ref, which is a name or a *Context.
@@ -195,7 +200,7 @@ func Find[T any](p *Pipeline) *Context {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
-	for c := p.head.next; c != &p.tail; c = c.next {
+	for c := p.ends.next; c != &p.ends; c = c.next {
 		if c.Removed() {
 			continue
 		}
@@ -213,7 +218,7 @@ func (p *Pipeline) Names() []string {
 		defer p.mu.Unlock()
 	}
 	var names []string
-	for c := p.head.next; c != &p.tail; c = c.next {
+	for c := p.ends.next; c != &p.ends; c = c.next {
 		if !c.Removed() {
 			names = append(names, c.Name())
 		}
@@ -319,7 +324,7 @@ func (p *Pipeline) prepare(c *Context, name string, handler any) error {
 func (p *Pipeline) nameByType(c *Context) {
 	n := int32(0)
 	named := false
-	for o := p.head.next; o != &p.tail; o = o.next {
+	for o := p.ends.next; o != &p.ends; o = o.next {
 		if o.typ.given != "" {
 			named = true
 		} else if o.typ.name == c.typ.name && o.number() >= n {
@@ -381,7 +386,7 @@ func (p *Pipeline) callAdded(c *Context) (err error) {
 }
 
 // reportAdded reports that c could not be added, to all: it has no place any more.
-func (p *Pipeline) reportAdded(c *Context, err error) { p.guardedErrorFrom(p.head.next, c, err) }
+func (p *Pipeline) reportAdded(c *Context, err error) { p.guardedErrorFrom(p.ends.next, c, err) }
 
 // link puts c behind at.
 func (p *Pipeline) link(c, at *Context) {
@@ -404,13 +409,13 @@ func (p *Pipeline) link(c, at *Context) {
 func (p *Pipeline) relink(c *Context, m mask, reader, writer *Context) {
 	for o := c.prev; m&maskRead != 0; o = o.prev {
 		o.nextRead = reader
-		if o == &p.head || o.mask&maskRead != 0 {
+		if o == &p.ends || o.mask&maskRead != 0 {
 			break
 		}
 	}
 	for o := c.next; m&maskWrite != 0; o = o.next {
 		o.prevWrite = writer
-		if o == &p.tail || o.mask&maskWrite != 0 {
+		if o == &p.ends || o.mask&maskWrite != 0 {
 			break
 		}
 	}
@@ -453,7 +458,7 @@ func (p *Pipeline) takeOut(c *Context) {
 // called again when a handler is gone that runs on a strand. The Core is told at last.
 func (p *Pipeline) removeAll() {
 	p.removed = true
-	for p.tail.prev != &p.head {
+	for p.ends.prev != &p.ends {
 		// A Goexit ends this loop; the rest is removed all the same.
 		func() {
 			returned := false
@@ -462,10 +467,10 @@ func (p *Pipeline) removeAll() {
 					p.removeAll()
 				}
 			}()
-			p.unlink(p.tail.prev)
+			p.unlink(p.ends.prev)
 			returned = true
 		}()
-		if c := p.tail.prev; c.Removed() {
+		if c := p.ends.prev; c.Removed() {
 			p.base.offloading().removing = true
 			return
 		}
@@ -483,7 +488,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 		}
 		return nil, fmt.Errorf("%w: %q", ErrNoHandler, r)
 	case *Context:
-		if r != nil && r.p == p && !r.Removed() && r != &p.head && r != &p.tail {
+		if r != nil && r.p == p && !r.Removed() && r != &p.ends {
 			return r, nil
 		}
 		return nil, ErrNoHandler
@@ -492,7 +497,7 @@ func (p *Pipeline) lookup(ref any) (*Context, error) {
 }
 
 func (p *Pipeline) byName(name string) *Context {
-	for c := p.head.next; c != &p.tail; c = c.next {
+	for c := p.ends.next; c != &p.ends; c = c.next {
 		if c.Name() == name && !c.Removed() {
 			return c
 		}
@@ -555,7 +560,7 @@ func (p *Pipeline) deliverError(c *Context, err error) {
 func (p *Pipeline) notify(c *Context, ev mask) {
 	both := ev | ev.hold()
 	prev, n := p.cur, len(p.scope.frames)
-	for ; c != nil; c = c.next {
+	for ; c != &p.ends; c = c.next {
 		m := c.mask & both
 		if m == 0 {
 			continue
@@ -589,7 +594,7 @@ func (p *Pipeline) readComplete() {
 		b.requestRead()
 		return
 	}
-	p.guardedReadRequest(p.tail.prev)
+	p.guardedReadRequest(p.ends.prev)
 }
 
 func (p *Pipeline) guardedReadRequest(c *Context) {
@@ -649,7 +654,7 @@ func (p *Pipeline) outboundFailed(from *Context, pr *eventloop.Promise, err erro
 		pr.Complete(err)
 		return
 	}
-	p.errorAt(p.head.next, from, err)
+	p.errorAt(p.ends.next, from, err)
 }
 
 // The Fire methods let an event enter at the head. They are what a transport
@@ -658,10 +663,10 @@ func (p *Pipeline) outboundFailed(from *Context, pr *eventloop.Promise, err erro
 // FireRead delivers msg to the first ReadHandler. It takes msg over.
 func (p *Pipeline) FireRead(msg any) {
 	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opFireRead, c: &p.head, msg: msg})
+		p.base.post(op{kind: opFireRead, c: &p.ends, msg: msg})
 		return
 	}
-	p.guardedRead(p.head.nextRead, msg)
+	p.guardedRead(p.ends.nextRead, msg)
 }
 
 func (p *Pipeline) guardedRead(c *Context, msg any) {
@@ -674,28 +679,28 @@ func (p *Pipeline) guardedRead(c *Context, msg any) {
 // more afterwards.
 func (p *Pipeline) FireReadComplete() {
 	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opNotify, c: &p.head, ev: maskReadComplete})
+		p.base.post(op{kind: opNotify, c: &p.ends, ev: maskReadComplete})
 		return
 	}
 	p.readComplete()
 }
 
 // FireEvent delivers a user event to the first EventHandler. It takes ev over.
-func (p *Pipeline) FireEvent(ev any) { p.head.FireEvent(ev) }
+func (p *Pipeline) FireEvent(ev any) { p.ends.FireEvent(ev) }
 
 // FireError delivers err to the first ErrorHandler.
 func (p *Pipeline) FireError(err error) {
 	if !p.base.loop.InLoop() {
-		p.base.post(op{kind: opFireError, c: &p.head, err: err})
+		p.base.post(op{kind: opFireError, c: &p.ends, err: err})
 		return
 	}
-	p.guardedErrorFrom(p.head.next, &p.head, err)
+	p.guardedErrorFrom(p.ends.next, &p.ends, err)
 }
 
 // Connect connects the channel, through the handlers from the tail on; local may be
 // nil. It is for transports; users dial with transport.Dialer.
 func (p *Pipeline) Connect(remote, local net.Addr, pr *eventloop.Promise) {
-	p.tail.ForwardConnect(remote, local, pr)
+	p.ends.ForwardConnect(remote, local, pr)
 }
 
 // FailWrite reports the failure of a write: to p, or, when nobody asked for a
@@ -712,7 +717,7 @@ func (p *Pipeline) FailWrite(pr *eventloop.Promise, err error) {
 // tailUnhandled logs an error that no handler took.
 func (p *Pipeline) tailUnhandled(err error) {
 	from := "transport"
-	if p.errFrom != nil && p.errFrom != &p.head && p.errFrom != &p.tail {
+	if p.errFrom != nil && p.errFrom != &p.ends {
 		from = p.errFrom.Name()
 	}
 	p.base.logger.Warn("unhandled error",

@@ -73,7 +73,7 @@ func (q *sendQueue) enter(b *Base, s *sender) {
 		size := PendingSize(s.msg, b.high.Load())
 		b.addForeign(size)
 		q.mu.Unlock()
-		b.post(op{kind: opWrite, c: &b.pl.tail, msg: s.msg, p: s.p, size: size})
+		b.post(op{kind: opWrite, c: &b.pl.ends, msg: s.msg, p: s.p, size: size})
 	default:
 		// The loop looks at the line after it has made the channel writable, so it
 		// either finds s there or s has found the channel writable.
@@ -169,7 +169,7 @@ func (t *sendTask) Run() {
 			break
 		}
 		b.touch()
-		b.pl.guardedWrite(b.pl.tail.prevWrite, s.msg, s.p)
+		b.pl.guardedWrite(b.pl.ends.prevWrite, s.msg, s.p)
 	}
 	b.admitSenders()
 }

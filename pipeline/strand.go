@@ -287,7 +287,7 @@ func (p *Pipeline) addFailed(o *op) {
 // passEnd follows the last notifications of a channel from c on: when each strand is
 // done with them, all handlers are removed. Loop-only.
 func (p *Pipeline) passEnd(c *Context) {
-	for ; c != nil; c = c.next {
+	for ; c != &p.ends; c = c.next {
 		if h := c.typ.offloaded; h != nil && c.mask != 0 {
 			h.take(op{kind: opEnd, c: c})
 			return

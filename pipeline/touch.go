@@ -39,7 +39,11 @@ func (t touchReader) own() any {
 type touchWriter struct{ WriteHandler }
 
 func (t touchWriter) HandleWrite(c *Context, msg any, p *eventloop.Promise) error {
-	buffer.Touch(msg, c.Name())
+	name := c.Name()
+	if c == &c.p.ends {
+		name = headName
+	}
+	buffer.Touch(msg, name)
 	return t.WriteHandler.HandleWrite(c, msg, p)
 }
 

@@ -40,9 +40,7 @@ func (p *Pipeline) Trace() error {
 		x.tracer = new(tracer)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for _, c := range []*Context{&p.head, &p.tail} {
-			c.setHandler(&traced{h: c.own(), tr: x.tracer})
-		}
+		p.ends.setHandler(&traced{h: p.ends.own(), tr: x.tracer})
 		return nil
 	})
 }
@@ -55,19 +53,19 @@ func (p *Pipeline) Stats() []HandlerStats {
 		defer p.mu.Unlock()
 	}
 	var all []HandlerStats
-	for c := &p.head; c != nil; c = c.next {
+	p.each(func(c *Context, name string, own mask) {
 		t := c.traced()
-		if t == nil || c.Removed() {
-			continue
+		if t == nil {
+			return
 		}
-		s := HandlerStats{Name: c.Name()}
+		s := HandlerStats{Name: name}
 		for i := range eventNames {
-			if e := t.stat(i); e.Count > 0 {
+			if e := t.stat(i); eventNames[i].bit&own != 0 && e.Count > 0 {
 				s.Events = append(s.Events, e)
 			}
 		}
 		all = append(all, s)
-	}
+	})
 	return all
 }
 
