@@ -87,3 +87,12 @@ type Description struct {
 	Reads, Writes bool // what it was opened for
 	Blocking      bool
 }
+
+// Confirmation is an entry of a socket's error queue. If Calls is set it is about the
+// calls of [SendZeroCopy] with the numbers from First to Last, which may wrap: the kernel
+// does not need their memory any more. If not it is about something else.
+type Confirmation struct {
+	Calls       bool
+	First, Last uint32
+	Copied      bool // the kernel has copied the bytes of one of them at least
+}
