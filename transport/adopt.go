@@ -330,6 +330,9 @@ func (f *fileSocket) unfinished() bool { return false }
 // shutdownWrite has nothing to tell: the other end sees the close.
 func (f *fileSocket) shutdownWrite() error { return nil }
 
+// disconnect does nothing: pipes and terminals have no connection.
+func (f *fileSocket) disconnect() {}
+
 func (f *fileSocket) reset() {}
 
 func (f *fileSocket) close() {

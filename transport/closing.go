@@ -43,14 +43,26 @@ func (s *stream) closeEmpty() {
 	if s.receiving() && s.rare.receiver.unfinished() {
 		return // its Op may be reading, and ends soon; or a mirror holds it up
 	}
-	if s.inputShut || !s.sock.unfinished() || s.sock.shutdownWrite() != nil {
+	lent := s.unconfirmed()
+	if s.at != streamClosing {
+		return // by the owner of what has just been confirmed
+	}
+	if lent == 0 && (s.inputShut || !s.sock.unfinished()) || s.sock.shutdownWrite() != nil {
 		s.closeNow(false, s.rare.reason)
 		return
 	}
 	s.at = streamLingering
-	s.rare.lingerEnd = s.Loop().Now().Add(s.cfg.CloseTimeout)
-	s.armCloseTimer()
+	s.linger()
 	s.updateInterest()
+}
+
+// linger has the channel linger for CloseTimeout, from now on.
+func (s *stream) linger() {
+	s.rare.lingerEnd = s.Loop().Now().Add(s.cfg.CloseTimeout)
+	if z := s.zc(); z.unconfirmed() > 0 {
+		z.unacked = s.sock.(zeroCopier).unacked()
+	}
+	s.armCloseTimer()
 }
 
 // discard drops what a lingering channel's peer still sends.
@@ -64,6 +76,11 @@ func (s *stream) discard() {
 		n, err := s.sock.read(hot, recvSizes[0])
 		hot.Clear()
 		if err == sys.ErrAgain {
+			return
+		}
+		if err == nil && n == 0 && s.unconfirmed() > 0 && s.at == streamLingering {
+			s.inputShut = true
+			s.armCloseTimer()
 			return
 		}
 		if err != nil || n == 0 {
@@ -88,7 +105,7 @@ func (s *stream) armCloseTimer() {
 	if s.at == streamLingering {
 		now := s.Loop().Now()
 		d = r.lingerEnd.Sub(now)
-		if !r.heard { // else only the peer's end counts, which is an event
+		if !r.heard || s.inputShut { // else only the peer's end counts, which is an event
 			d = min(d, now.Truncate(lingerCheck).Add(lingerCheck).Sub(now))
 		}
 	}
@@ -105,17 +122,33 @@ func (s *stream) closeTimedOut() {
 		}
 		s.closeNow(true, ErrCloseTimeout)
 	case streamLingering:
-		if s.Loop().Now().Before(s.rare.lingerEnd) && (s.rare.heard || s.sock.unfinished()) {
-			s.armCloseTimer()
-			return
-		}
-		s.closeNow(false, s.rare.reason)
+		s.stillLingering()
 	case streamNew, streamConnecting, streamOpen, streamFailing, streamClosed:
 	}
 }
 
+// stillLingering looks whether a channel has to linger on.
+func (s *stream) stillLingering() {
+	lent := s.unconfirmed()
+	if s.at != streamLingering {
+		return
+	}
+	waits := lent > 0 || !s.inputShut && (s.rare.heard || s.sock.unfinished())
+	switch {
+	case waits && s.Loop().Now().Before(s.rare.lingerEnd):
+		s.armCloseTimer()
+	case lent == 0:
+		s.closeNow(false, s.rare.reason)
+	case s.sock.(zeroCopier).unacked() < s.rare.zc.unacked:
+		s.linger() // slow, but alive: a socket without lent memory would go on in the kernel
+	default:
+		s.closeNow(true, ErrCloseTimeout)
+	}
+}
+
 // closeNow gives up the socket, drops the queue and tells all who wait. The
-// descriptor is closed when the last Op on it has ended.
+// descriptor is closed when the last Op on it has ended; all who wait are told then, or
+// after CloseTimeout if that is sooner.
 func (s *stream) closeNow(reset bool, reason error) {
 	if s.at == streamClosed {
 		return
@@ -125,6 +158,7 @@ func (s *stream) closeNow(reset bool, reason error) {
 	for !s.dropQueue() {
 	}
 	s.dropPipe()
+	s.uncharge()
 	s.account()
 	waiting := s.out.takeWaiting()
 	var dial *connecting
@@ -139,19 +173,23 @@ func (s *stream) closeNow(reset bool, reason error) {
 		}
 		dial, r.dial = r.dial, nil
 	}
-	end := func() {
-		if s.fd.fd >= 0 {
-			if reset {
-				s.sock.reset()
-			}
-			s.sock.close()
+	told := false
+	tell := func() {
+		if told {
+			return
 		}
+		told = true
 		// Each is told, even if a callback of one before is ended by runtime.Goexit.
 		defer failAll(waiting, s.CloseReason())
 		defer s.MarkClosed(reason)
 		if dial != nil {
 			dial.failed(reason)
 		}
+	}
+	end := func() {
+		s.giveUpSocket(reset)
+		s.opsEnded()
+		tell()
 	}
 	if s.relayed {
 		defer s.relayEnded(reason)
@@ -162,10 +200,14 @@ func (s *stream) closeNow(reset bool, reason error) {
 	if s.receiving() {
 		s.rare.receiver.closed()
 	}
-	if s.reg != nil {
-		s.reg.Close(end)
-	} else {
+	if s.reg == nil {
 		end()
+		return
+	}
+	busy := s.reg.Ops() > 0
+	s.reg.Close(end)
+	if busy {
+		s.awaitOps(reset, reason, tell)
 	}
 }
 
@@ -206,6 +248,9 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 	s := (*stream)(c)
 	switch s.at {
 	case streamClosed:
+		if impatient(reason) {
+			s.abandonOps()
+		}
 	case streamNew, streamConnecting:
 		s.closeNow(mode == pipeline.CloseReset, reason)
 	case streamOpen:

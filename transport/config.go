@@ -14,7 +14,7 @@ import (
 type Config struct {
 	// HighWater is how many pinned bytes may be queued before the channel is no
 	// longer writable. 0 means 64 KiB or twice the receive buffer in use, whichever
-	// is more. Negative is an error.
+	// is more, and 4 MiB at least with ZeroCopy. Negative is an error.
 	HighWater int
 	// LowWater is below how many it is writable again. 0 means HighWater/2; more
 	// than HighWater is an error.
@@ -74,6 +74,22 @@ type Config struct {
 	// has not sent yet it takes no more, so that what is written last is not behind a
 	// full buffer. 0 leaves the system's default, no limit as a rule.
 	UnsentLimit int
+	// ZeroCopy has what is written to a TCP channel sent without copying it
+	// (MSG_ZEROCOPY), from so many bytes a system call on. 0 is off. It pays from about
+	// 32 KiB on and on fast networks, and costs more than a copy below 10 KiB, see
+	// docs/zero-copy.md. A channel goes on without it when the kernel refuses it, or
+	// reports that it has copied all the same, as it always does on loopback.
+	//
+	// A write is complete when the kernel has taken it, as ever, and not when the peer has
+	// acknowledged it; but its memory is the kernel's until then. It must not be changed
+	// (Buf.Exclusive tells), the function of buffer.Wrap is called no earlier, and it
+	// counts in the water marks, MaxPending and Budget. So HighWater bounds what is sent in
+	// a round trip, and the default is 4 MiB at least.
+	//
+	// Close waits for what is not acknowledged; after CloseTimeout without progress it
+	// resets. Where a channel ends at once, by an error or by Reset, its memory and its
+	// descriptor are kept until the kernel is done with them, see [Quarantine].
+	ZeroCopy int
 	// SendBuffer and RecvBuffer are SO_SNDBUF and SO_RCVBUF in bytes, of which the
 	// kernel doubles. 0 leaves the system's automatic sizes.
 	SendBuffer, RecvBuffer int
@@ -113,6 +129,7 @@ type Config struct {
 
 const (
 	minHighWater        = 64 << 10
+	zeroCopyHighWater   = 4 << 20 // what the system has a send buffer grow to (tcp_wmem in tcp(7))
 	defaultCloseTimeout = 10 * time.Second
 	defaultMaxDatagram  = 64 << 10
 	maxMaxDatagram      = 1 << 20
@@ -156,6 +173,9 @@ func (c *Config) waterMarks(recv int) (low, high int64) {
 	high = int64(c.HighWater)
 	if high == 0 {
 		high = int64(max(minHighWater, 2*recv))
+		if c.ZeroCopy > 0 {
+			high = max(high, zeroCopyHighWater)
+		}
 	}
 	low = int64(c.LowWater)
 	if low == 0 {

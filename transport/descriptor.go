@@ -84,6 +84,9 @@ type rawChannel struct {
 }
 
 func (r *rawChannel) Control(f func(fd uintptr)) error {
+	if err := r.ch.CloseReason(); err != nil {
+		return err // while an Op or the kernel may still need the descriptor
+	}
 	if !r.d.enter() {
 		if err := r.ch.CloseReason(); err != nil {
 			return err

@@ -53,8 +53,8 @@ func (s *server) shutdown(ctx context.Context) error {
 	for _, ch := range s.open() {
 		if ch.Open() { // the others are on their way out
 			busy++
-			ch.Abort(pipeline.CloseReset, ErrDrainTimeout)
 		}
+		ch.Abort(pipeline.CloseReset, ErrDrainTimeout) // also of those that wait for an Op
 	}
 	for _, ch := range s.openDgrams() {
 		if ch.Open() {

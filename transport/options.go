@@ -123,6 +123,7 @@ func (c *Config) checkOptions() error {
 		{"KeepAliveCount", int64(c.KeepAliveCount), 127},
 		{"UserTimeout", int64(c.UserTimeout), int64(maxInt32 * time.Millisecond)},
 		{"UnsentLimit", int64(c.UnsentLimit), maxInt32},
+		{"ZeroCopy", int64(c.ZeroCopy), maxInt32},
 		{"FastOpen", int64(c.FastOpen), maxInt32},
 		{"DeferAccept", int64(c.DeferAccept), int64(longest)},
 		{"SendBuffer", int64(c.SendBuffer), maxInt32},

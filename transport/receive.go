@@ -93,7 +93,8 @@ var (
 // bytes, at the end of the stream if length is negative, and after Stop;
 // io.ErrUnexpectedEOF if the stream has ended too early; an *os.PathError if the file
 // failed: the channel stays open then, and a piece of the stream is lost; and the
-// channel's CloseReason when it has closed. Until then the channel is busy, see
+// channel's CloseReason when it has closed; then, if the disk has not answered for
+// Config.CloseTimeout, more may be written after the call, up to 4 MiB. Until then the channel is busy, see
 // [pipeline.Channel]'s Begin; its descriptor stays open while the disk is waited for. A
 // stream that has ended ends for the handlers when then has returned.
 //
@@ -186,7 +187,7 @@ func (r *FileReceiver) Stop() {
 	}
 	r.stopping = true
 	r.halt.Store(true)
-	if !r.busy && r.held == 0 {
+	if !r.unfinished() {
 		r.stop()
 		r.s.updateInterest()
 	}
@@ -212,7 +213,7 @@ func (r *FileReceiver) waiting() bool {
 
 // unfinished reports whether something that was taken from the socket is not in the file
 // yet, or its Op under way.
-func (r *FileReceiver) unfinished() bool { return r.busy || r.held > 0 }
+func (r *FileReceiver) unfinished() bool { return r.busy || r.offering || r.held > 0 }
 
 // ready is called when the socket has something, or has broken.
 func (r *FileReceiver) ready() {
@@ -246,6 +247,13 @@ func (r *FileReceiver) opEnded() {
 	counters := s.Loop().Counters()
 	counters.BytesRead += uint64(r.read)
 	r.filed.add(&r.wayCounters, counters)
+	if r.prepared || r.told {
+		r.dropFirst()
+	}
+	if r.told { // it has been given up
+		r.dropPiece()
+		return
+	}
 	if op.Err != nil {
 		r.failure = op.Err // a panic
 	}
@@ -316,13 +324,21 @@ func (r *FileReceiver) closed() {
 	}
 }
 
+// abandoned is called when the channel has closed and waits for the Op no longer, which
+// may still write.
+func (r *FileReceiver) abandoned() {
+	if r.busy {
+		r.finish(r.s.CloseReason())
+	}
+}
+
 // finish has then called.
 func (r *FileReceiver) finish(err error) {
 	if r.told {
 		return
 	}
 	r.told = true
-	if !r.offering {
+	if !r.offering && !r.busy {
 		r.dropFirst()
 	}
 	r.dropPiece()

@@ -31,12 +31,13 @@ type script struct {
 
 	before func() // each call, if there is something to do
 
-	out      bytes.Buffer
-	shut     bool
-	resets   int
-	closes   int
-	pending  error // of socketError
-	sendfile func()
+	out         bytes.Buffer
+	shut        bool
+	resets      int
+	closes      int
+	disconnects int
+	pending     error // of socketError
+	sendfile    func()
 }
 
 type readStep struct {
@@ -145,6 +146,7 @@ func (k *script) cached(int, int64) (bool, error) { return !k.cold, nil }
 func (k *script) socketError() error              { return k.pending }
 func (k *script) unfinished() bool                { return k.left }
 func (k *script) shutdownWrite() error            { k.shut = true; return nil }
+func (k *script) disconnect()                     { k.disconnects++ }
 func (k *script) reset()                          { k.resets++ }
 func (k *script) close()                          { k.closes++ }
 

@@ -92,8 +92,14 @@ func (t *flushTask) Run() {
 
 // sendParts sends the run of buffers at the head of the queue.
 func (s *stream) sendParts() {
+	if s.zc().unconfirmed() >= mostUnconfirmed {
+		// Before the parts are collected: what is released may be the user's, who may write.
+		if s.readConfirmations(); s.at != streamOpen && s.at != streamClosing {
+			return
+		}
+	}
 	parts, bytes, mapped, then := s.out.parts(s.state.iov, s.flushTo-s.out.sent)
-	n, err := s.sock.write(parts, mapped, then != nil && then.Remaining() <= moreLimit)
+	n, use, err := s.writeParts(parts, bytes, mapped, then != nil && then.Remaining() <= moreLimit)
 	clear(parts)
 	counters := s.Loop().Counters()
 	counters.Writevs++
@@ -114,7 +120,14 @@ func (s *stream) sendParts() {
 		s.blocked = true
 	}
 	s.out.tried(bytes, n)
+	if use == zeroCopyUsed && n > 0 {
+		s.out.lend(int64(n), s.rare.zc)
+		return
+	}
 	s.wrote(int64(n))
+	if use == zeroCopyNoRoom {
+		s.readConfirmations()
+	}
 }
 
 // wrote takes note that n bytes have left.

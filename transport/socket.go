@@ -24,6 +24,9 @@ type socket interface {
 	// that a close would lose.
 	unfinished() bool
 	shutdownWrite() error
+	// disconnect ends the connection and leaves the descriptor open: the peer is told by a
+	// reset, if there is such a thing, and the kernel drops what it holds.
+	disconnect()
 	// reset makes the close that follows a reset.
 	reset()
 	close()
@@ -62,6 +65,8 @@ func (s *fdSocket) unfinished() bool {
 }
 
 func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(int(s.fd)) }
+
+func (s *fdSocket) disconnect() { _ = sys.Disconnect(int(s.fd)) }
 
 // reset relies on SO_LINGER with a time of 0: socket(7).
 func (s *fdSocket) reset() { _ = sys.SetLinger(int(s.fd), 0) }

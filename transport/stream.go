@@ -79,6 +79,9 @@ type rareState struct {
 	heard      bool      // the peer has sent something since lingering began
 	op         eventloop.Op
 	opRegion   *buffer.FileRegion // that op sends
+	abandon    func()             // ends a closed channel for its user before its Ops have ended; nil without
+	stateOwed  bool               // the loop's state is to be released when they have
+	zc         *zeroCopy          // nil until something has been sent by MSG_ZEROCOPY
 	grace      *eventloop.Timer   // of a drain, see drainGrace
 
 	from, into *way    // of the relay that the channel is in, or was
@@ -211,13 +214,20 @@ func (s *stream) ready(ev eventloop.Event) {
 		}
 		return
 	}
+	if ev&eventloop.EventError != 0 && !s.hearConfirmations() {
+		if ev &^= eventloop.EventError; ev == 0 || s.at == streamClosed {
+			return
+		}
+	}
 	if s.blocked && ev&(eventloop.EventWrite|broken) != 0 {
 		s.blocked = false
 		s.flush()
 	}
 	switch {
 	case s.at == streamLingering:
-		s.discard()
+		if !s.inputShut { // else it waits for confirmations
+			s.discard()
+		}
 	case s.relayed:
 		if ev&(eventloop.EventRead|eventloop.EventReadHangup|broken) != 0 {
 			s.rare.from.ready()
@@ -285,7 +295,9 @@ func (s *stream) updateInterest() {
 	case streamConnecting:
 		ev = eventloop.EventWrite
 	case streamLingering:
-		ev = eventloop.EventRead
+		if !s.inputShut {
+			ev = eventloop.EventRead
+		}
 	case streamOpen, streamClosing:
 		if s.wantsInput() {
 			ev = eventloop.EventRead | eventloop.EventReadHangup
@@ -297,6 +309,7 @@ func (s *stream) updateInterest() {
 	var err error
 	if ev == 0 && s.hangup {
 		err = s.reg.Suspend()
+		s.watchConfirmations()
 	} else {
 		s.hangup = false
 		err = s.reg.SetInterest(ev)
@@ -474,15 +487,24 @@ func (c *streamCore) DoWritability(writable bool) {
 
 func (c *streamCore) DoEnd() {
 	s := (*stream)(c)
-	if s.state != nil {
-		s.out.spare = nil
-		s.state.release()
-		s.state = nil
+	if s.reg != nil && s.reg.Ops() > 0 {
+		s.needRare().stateOwed = true // an Op that has been given up may still use it
+	} else {
+		s.releaseState()
 	}
 	if s.srv != nil {
 		s.srv.ended(s)
 	}
 	s.Loop().Group().Release()
+}
+
+// releaseState gives up the loop's state.
+func (s *stream) releaseState() {
+	if s.state != nil {
+		s.out.spare = nil
+		s.state.release()
+		s.state = nil
+	}
 }
 
 func (c *streamCore) LocalAddr() net.Addr  { return c.local.load() }

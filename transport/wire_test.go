@@ -32,7 +32,7 @@ type wire struct {
 	shut  bool   // the sending side is closed
 	cold  bool   // files are not in memory
 
-	resets, closes int
+	resets, closes, disconnects int
 
 	calls  []string                                      // names, in order
 	fault  func(i int, call string) (limit int, e error) // of call i; a limit of 0 is none
@@ -149,6 +149,8 @@ func (w *wire) shutdownWrite() error {
 	w.shut = true
 	return nil
 }
+
+func (w *wire) disconnect() { w.disconnects++ }
 
 func (w *wire) reset() { w.resets++ }
 
