@@ -251,7 +251,13 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 		if impatient(reason) {
 			s.abandonOps()
 		}
-	case streamNew, streamConnecting:
+	case streamNew:
+		if mode == pipeline.CloseFlushed && s.fd.fd >= 0 && !s.out.empty() {
+			s.closeLater(reason)
+			return
+		}
+		s.closeNow(mode == pipeline.CloseReset, reason)
+	case streamConnecting:
 		s.closeNow(mode == pipeline.CloseReset, reason)
 	case streamOpen:
 		if mode != pipeline.CloseFlushed {
@@ -268,10 +274,25 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 		if !s.inFlush && s.at == streamClosing {
 			s.settle()
 		}
-	case streamClosing, streamLingering, streamFailing:
+	case streamClosing, streamLingering:
 		if mode != pipeline.CloseFlushed {
 			s.closeNow(mode == pipeline.CloseReset, reason)
 		}
+	case streamFailing:
+		if mode != pipeline.CloseFlushed {
+			s.closeNow(mode == pipeline.CloseReset, s.rare.reason)
+		}
+	}
+}
+
+// closeLater has a connected channel that is not active yet close as soon as it is: what
+// was written to it before leaves first.
+func (s *stream) closeLater(reason error) {
+	r := s.needRare()
+	r.reason, r.closeEarly = reason, true
+	if !s.started {
+		// It was refused by a handler of its listener: nobody else will start it.
+		s.start(func(pipeline.Channel) error { return nil })
 	}
 }
 

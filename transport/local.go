@@ -57,6 +57,8 @@ type localChannel struct {
 	grace      *eventloop.Timer // of a drain, see drainGrace
 
 	at         streamState
+	started    bool
+	closeEarly bool // closed before it was active, with something to send
 	entered    bool // the loop is in one of this channel's methods
 	inFlush    bool
 	againQueue bool // the flush goes on in the next turn
@@ -89,9 +91,10 @@ func newLocal(cfg *Config, loop *eventloop.Loop, parent pipeline.Channel) *local
 // start registers the channel on its loop and, if it is connected already, makes it
 // active. Loop-only.
 func (s *localChannel) start(init func(pipeline.Channel) error) {
-	if s.at == streamClosed {
+	if s.at == streamClosed || s.started {
 		return
 	}
+	s.started = true
 	// There is no descriptor; the loop tells its registrations when it ends.
 	reg, err := s.Loop().Register(-1, s)
 	if err != nil {
@@ -141,6 +144,10 @@ func (s *localChannel) opened() {
 	s.at = streamOpen
 	s.MarkActive()
 	if s.at != streamOpen {
+		return
+	}
+	if s.closeEarly {
+		(*localCore)(s).DoClose(pipeline.CloseFlushed, s.reason)
 		return
 	}
 	s.flush()
@@ -641,6 +648,14 @@ func (c *localCore) DoWritability(writable bool) {
 func (c *localCore) DoClose(mode pipeline.CloseMode, reason error) {
 	s := (*localChannel)(c)
 	if s.at == streamClosed {
+		return
+	}
+	if s.at == streamNew && s.in != nil && mode == pipeline.CloseFlushed && s.queue.n > 0 {
+		// As stream.closeLater.
+		s.reason, s.closeEarly = reason, true
+		if !s.started {
+			s.start(func(pipeline.Channel) error { return nil })
+		}
 		return
 	}
 	if s.at == streamNew || s.at == streamConnecting {

@@ -51,6 +51,7 @@ type stream struct {
 	at   streamState
 	recv recvSize
 
+	started    bool
 	entered    bool // the loop is in one of this channel's methods
 	inIO       bool // HandleIO is under way: it settles the interest at its end
 	inFlush    bool
@@ -72,7 +73,8 @@ type rareState struct {
 	dial       *connecting
 	dialed     func(error)        // to be called when a dialed channel is active
 	shutWrite  *eventloop.Promise // of CloseWrite
-	reason     error              // of the close that waits for the queue
+	reason     error              // of the close that waits for the queue, or of the failure
+	closeEarly bool               // closed before it was active, with something to send
 	closeTimer *eventloop.Timer
 	closeSent  uint64    // out.sent when closeTimer was last armed
 	lingerEnd  time.Time // when lingering is over at the latest
@@ -142,9 +144,10 @@ func newStream(cfg *Config, loop *eventloop.Loop, parent pipeline.Channel, fd in
 // start registers a channel on its loop and, if it has a socket already, makes it
 // active. Loop-only.
 func (s *stream) start(init func(pipeline.Channel) error) {
-	if s.at == streamClosed {
+	if s.at == streamClosed || s.started {
 		return
 	}
+	s.started = true
 	if s.fd.fd >= 0 {
 		reg, err := s.Loop().Register(int(s.fd.fd), s)
 		if err != nil {
@@ -168,6 +171,10 @@ func (s *stream) opened() {
 	s.at = streamOpen
 	s.MarkActive()
 	if s.at != streamOpen {
+		return
+	}
+	if r := s.rare; r != nil && r.closeEarly {
+		(*streamCore)(s).DoClose(pipeline.CloseFlushed, r.reason)
 		return
 	}
 	s.flush()
@@ -456,7 +463,7 @@ func (s *stream) fail(op string, err error) {
 // over.
 func (s *stream) failWith(err error) {
 	if s.at < streamFailing {
-		s.at = streamFailing
+		s.at, s.needRare().reason = streamFailing, err
 		s.Pipeline().FireError(err)
 	}
 	s.closeNow(false, err)

@@ -21,6 +21,7 @@ var closingTests = []test{
 	{name: "6.3 writes inside the end fail", run: writesInsideTheEnd},
 	{name: "a close with input unread loses nothing that was written", run: closeWithInputUnread},
 	{name: "a close right after the connection", run: closeAtOnce},
+	{name: "a close in Init lets what was written there leave", run: closeInInit},
 	{name: "both ends close at once", run: bothClose},
 	{name: "Reset drops what was written", run: resetDrops},
 	{name: "Reset during a close", run: resetDuringClose},
@@ -60,6 +61,23 @@ func closeFlushes(f *fixture) {
 	a.wantEnd(errEnd)
 	a.wantData(append(all, "last"...))
 	d.wantEnd(pipeline.ErrClosed)
+}
+
+// Of the accepted end: the dialed one is not connected in Init, and gives up.
+func closeInInit(f *fixture) {
+	a, d := f.end(transport.Config{}), f.end(transport.Config{})
+	w := f.expect(2)
+	a.setUp = func(ch pipeline.Channel) error {
+		ch.WriteThen("too ", w.then())
+		ch.WriteThen("busy", w.then())
+		ch.Close()
+		return nil
+	}
+	f.connect(a, d)
+	w.wantNone()
+	d.wantEnd(errEnd)
+	d.wantData([]byte("too busy"))
+	a.wantEnd(pipeline.ErrClosed)
 }
 
 func closeInOrder(f *fixture) {

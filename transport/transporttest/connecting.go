@@ -23,6 +23,7 @@ var connectTests = []test{
 	{name: "an Init that fails", run: initFails},
 	{name: "4.9 a listener can be suspended", run: suspended},
 	{name: "4.9 accepted channels are the listener's messages", run: children},
+	{name: "a listener's handler refuses with a word", run: refusedWithAWord},
 	{name: "4.9 an Init of an accepted channel that fails", run: childInitFails},
 	{name: "closing the listener leaves its channels", run: listenerCloses},
 	{name: "many connections, each with bytes of its own", run: manyConnections},
@@ -215,6 +216,33 @@ func children(f *fixture) {
 	a.waitLog("active")
 	if child := await(f, seen, "a child"); child != a.ch {
 		f.Errorf("got %v, want %v", child, a.ch)
+	}
+}
+
+func refusedWithAWord(f *fixture) {
+	for _, passOn := range []bool{false, true} {
+		a, d := f.end(transport.Config{}), f.end(transport.Config{})
+		w := f.expect(1)
+		l := f.listen(&transport.Server{
+			Init:   a.init,
+			Config: a.cfg,
+			ListenerInit: func(ch pipeline.Channel) error {
+				return ch.Pipeline().Add(pipeline.On(func(c *pipeline.Context, child pipeline.Channel) error {
+					child.WriteThen("busy", w.then())
+					child.Close()
+					if passOn {
+						c.FireRead(child)
+					}
+					return nil
+				}))
+			},
+		})
+		if _, err := f.dial(l, d); err != nil {
+			f.Fatal(err)
+		}
+		d.wantEnd(errEnd)
+		d.wantData([]byte("busy"))
+		w.wantNone()
 	}
 }
 
