@@ -333,6 +333,10 @@ func (f *fileSocket) shutdownWrite() error { return nil }
 // disconnect does nothing: pipes and terminals have no connection.
 func (f *fileSocket) disconnect() {}
 
+// closeSleeps: a pipe's close does not, and a terminal's drains for as long as its driver
+// has been told to.
+func (f *fileSocket) closeSleeps() bool { return false }
+
 func (f *fileSocket) reset() {}
 
 func (f *fileSocket) close() {

@@ -187,9 +187,14 @@ func (s *stream) closeNow(reset bool, reason error) {
 		}
 	}
 	end := func() {
-		s.giveUpSocket(reset)
-		s.opsEnded()
-		tell()
+		ended := func() {
+			s.opsEnded()
+			tell()
+		}
+		if reset || !s.closeOffLoop(ended) {
+			s.giveUpSocket(reset)
+			ended()
+		}
 	}
 	if s.relayed {
 		defer s.relayEnded(reason)
@@ -209,6 +214,28 @@ func (s *stream) closeNow(reset bool, reason error) {
 	if busy {
 		s.awaitOps(reset, reason, tell)
 	}
+}
+
+// closeOffLoop closes a socket with SO_LINGER on a worker, because that sleeps, and calls
+// ended, on the loop, when it has been closed. It reports false if the socket has no such
+// option; then it does nothing.
+func (s *stream) closeOffLoop(ended func()) bool {
+	if s.fd.fd < 0 || s.zc().unconfirmed() > 0 || !s.sock.closeSleeps() {
+		return false
+	}
+	loop := s.Loop()
+	loop.Hold() // so it does not end before
+	if loop.Offload().Submit(func() {
+		s.sock.close()
+		_ = loop.Execute(func() {
+			loop.Release()
+			ended()
+		})
+	}) != nil {
+		loop.Release()
+		return false // and the close holds up the end of a group that has no workers any more
+	}
+	return true
 }
 
 // failAll fails what waited for a channel that has closed.

@@ -5,6 +5,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -539,5 +540,33 @@ func TestManySmallEntries(t *testing.T) {
 	}
 	if n := o.open().behind; n != 0 {
 		t.Errorf("got %d behind the last large one of an empty queue, want 0", n)
+	}
+}
+
+// A socket with SO_LINGER, which whoever had it before may have set, sleeps in its close:
+// the loop goes on meanwhile, and the channel ends when the close has returned.
+func TestLingeringCloseIsOffTheLoop(t *testing.T) {
+	g := newGroup(t, eventloop.GroupConfig{Loops: 1})
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer l.Close()
+	nc := must(net.Dial("tcp", l.Addr().String()))
+	peer := must(l.Accept())
+	defer peer.Close()
+	if err := nc.(*net.TCPConn).SetLinger(600); err != nil {
+		t.Fatal(err)
+	}
+	ch := must((&Dialer{Group: g, Init: with(new(sinkErrors))}).Adopt(nc))
+	fill(t, ch) // and the peer reads nothing
+	onChannel(t, ch, func() { ch.(*stream).Abort(pipeline.CloseNow, io.ErrUnexpectedEOF) })
+	onChannel(t, ch, func() {}) // which waits for the close, if that is on the loop
+	select {
+	case <-ch.Closed().Done():
+		t.Error("the channel has ended while its socket is being closed")
+	default:
+	}
+	peer.Close()
+	await(t, ch.Closed().Done(), "the end of the channel")
+	if err := ch.CloseReason(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("reason: got %v, want %v", err, io.ErrUnexpectedEOF)
 	}
 }

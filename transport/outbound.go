@@ -19,6 +19,9 @@ const (
 
 	// entryCharge is charged for the place of a message in the queue.
 	entryCharge = 64
+	// completionCharge is for one that waits: a promise, its function and a place. Of
+	// short messages that are merged it may be more than their bytes.
+	completionCharge = 128
 
 	maxRegions = 1024
 
@@ -177,7 +180,7 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 	n := b.Len()
 	o.queued += uint64(n)
 	if p != nil {
-		o.open().waiting.push(completion{o.queued, p})
+		o.await(p)
 	}
 	if n == 0 {
 		b.Release()
@@ -244,6 +247,12 @@ func (o *outbound) mergeWith(last *entry, b *buffer.Buf, alloc buffer.Allocator)
 	return n
 }
 
+// await adds the completion of what has been added last.
+func (o *outbound) await(p *eventloop.Promise) {
+	o.open().waiting.push(completion{o.queued, p})
+	o.charge += completionCharge
+}
+
 // append moves the bytes of b to the end of merged.
 func (o *outbound) append(merged, b *buffer.Buf) {
 	merged.WriteBuf(b)
@@ -291,7 +300,7 @@ func (o *outbound) addRegion(r *buffer.FileRegion, p *eventloop.Promise, high in
 	n := r.Remaining()
 	o.queued += uint64(n)
 	if p != nil {
-		o.open().waiting.push(completion{o.queued, p})
+		o.await(p)
 	}
 	if n == 0 {
 		if p != nil {
@@ -454,6 +463,7 @@ func (o *outbound) due() *eventloop.Promise {
 	p := c.p
 	*c = completion{}
 	o.q.waiting.pop()
+	o.charge -= completionCharge
 	o.settle()
 	return p
 }
@@ -484,6 +494,7 @@ func (o *outbound) takeWaiting() (waiting []*eventloop.Promise) {
 		waiting = append(waiting, c.p)
 		*c = completion{}
 		o.q.waiting.pop()
+		o.charge -= completionCharge
 		o.settle()
 	}
 	return waiting

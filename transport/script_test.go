@@ -37,6 +37,7 @@ type script struct {
 	closes      int
 	disconnects int
 	pending     error // of socketError
+	sleeps      bool  // close
 	sendfile    func()
 }
 
@@ -147,6 +148,7 @@ func (k *script) socketError() error              { return k.pending }
 func (k *script) unfinished() bool                { return k.left }
 func (k *script) shutdownWrite() error            { k.shut = true; return nil }
 func (k *script) disconnect()                     { k.disconnects++ }
+func (k *script) closeSleeps() bool               { return k.sleeps }
 func (k *script) reset()                          { k.resets++ }
 func (k *script) close()                          { k.closes++ }
 

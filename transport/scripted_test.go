@@ -474,6 +474,15 @@ func TestReadsWithoutMemory(t *testing.T) {
 	r.wantLog("read late", "complete")
 }
 
+// A handler that resets the channel when it is told of a failure does not hide that.
+func TestReasonOfAFailure(t *testing.T) {
+	r := newRig(t, rigConfig{}, pipeline.OnError(func(c *pipeline.Context, _ error) { c.Channel().Reset() }))
+	r.readable(readStep{err: os.NewSyscallError("read", syscall.ECONNRESET)})
+	if err := r.CloseReason(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %v, want %v", err, syscall.ECONNRESET)
+	}
+}
+
 // However many channels of a loop find no memory, they wait for one timer and fill one
 // line of the log.
 func TestManyWithoutMemory(t *testing.T) {

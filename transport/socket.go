@@ -27,6 +27,8 @@ type socket interface {
 	// disconnect ends the connection and leaves the descriptor open: the peer is told by a
 	// reset, if there is such a thing, and the kernel drops what it holds.
 	disconnect()
+	// closeSleeps reports whether close may sleep.
+	closeSleeps() bool
 	// reset makes the close that follows a reset.
 	reset()
 	close()
@@ -67,6 +69,8 @@ func (s *fdSocket) unfinished() bool {
 func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(int(s.fd)) }
 
 func (s *fdSocket) disconnect() { _ = sys.Disconnect(int(s.fd)) }
+
+func (s *fdSocket) closeSleeps() bool { return sys.CloseSleeps(int(s.fd)) }
 
 // reset relies on SO_LINGER with a time of 0: socket(7).
 func (s *fdSocket) reset() { _ = sys.SetLinger(int(s.fd), 0) }

@@ -448,3 +448,33 @@ func TestChannelSize(t *testing.T) {
 		t.Errorf("size of a stream: got %d, want at most 696", n)
 	}
 }
+
+// A completion that waits is charged, also that of a message that costs hardly anything
+// itself: otherwise a peer that does not read could have any number of them wait.
+func TestCompletionsAreCharged(t *testing.T) {
+	loop := eventloop.NewManual()
+	defer loop.Close()
+	var o outbound
+	const n = 1000
+	for range n {
+		o.addBuf(pooled("x"), eventloop.NewPromise(loop.Loop()), buffer.Default())
+	}
+	if o.charge < n*completionCharge {
+		t.Errorf("got a charge of %d for %d completions, want %d at least", o.charge, n, n*completionCharge)
+	}
+	o.advance(n / 2)
+	for p := o.due(); p != nil; p = o.due() {
+		p.Complete(nil)
+	}
+	if got, most := o.charge, int64(n/2*completionCharge+8<<10); got > most {
+		t.Errorf("got a charge of %d when half has left, want %d at most", got, most)
+	}
+	for _, p := range o.takeWaiting() {
+		p.Complete(nil)
+	}
+	for o.dropFirst() {
+	}
+	if o.charge != 0 {
+		t.Errorf("got a charge of %d for nothing", o.charge)
+	}
+}

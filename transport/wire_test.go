@@ -140,6 +140,8 @@ func (w *wire) socketError() error {
 	return w.takeReset()
 }
 
+func (w *wire) closeSleeps() bool { return false }
+
 func (w *wire) unfinished() bool { return !w.dead && (len(w.in) > 0 || w.acked < len(w.out)) }
 
 func (w *wire) shutdownWrite() error {

@@ -381,6 +381,15 @@ func SetLinger(fd, seconds int) error {
 	return nil
 }
 
+// CloseSleeps reports whether Close of a socket may sleep: it does for up to as many
+// seconds as [SetLinger], or somebody else, has set.
+func CloseSleeps(fd int) bool {
+	var l unix.Linger
+	size := uint32(unsafe.Sizeof(l))
+	_, _, e := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&l)), uintptr(unsafe.Pointer(&size)), 0)
+	return e == 0 && l.Onoff != 0 && l.Linger > 0
+}
+
 // SetUserTimeout bounds how long sent bytes may stay without an acknowledgement
 // before the connection is given up (TCP_USER_TIMEOUT); 0 is the kernel's way.
 func SetUserTimeout(fd int, d time.Duration) error {

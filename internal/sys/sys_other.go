@@ -99,6 +99,7 @@ func SendBuffer(fd int) (int, error)                          { return 0, errUns
 func SetRecvBuffer(fd, n int) error                           { return errUnsupported }
 func RecvBuffer(fd int) (int, error)                          { return 0, errUnsupported }
 func SetLinger(fd, seconds int) error                         { return errUnsupported }
+func CloseSleeps(fd int) bool                                 { return false }
 func SetUserTimeout(fd int, d time.Duration) error            { return errUnsupported }
 func ShutdownRead(fd int) error                               { return errUnsupported }
 func ShutdownWrite(fd int) error                              { return errUnsupported }
