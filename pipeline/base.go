@@ -24,7 +24,7 @@ type Base struct {
 	loop   *eventloop.Loop
 	self   Channel
 	core   Core
-	parent Channel
+	parent *Base // nil if there is none
 	alloc  buffer.Allocator
 	logger *zap.Logger
 	pl     Pipeline
@@ -36,19 +36,36 @@ type Base struct {
 	manualFlush bool
 
 	// Any goroutine.
-	active     atomic.Bool
-	autoRead   atomic.Bool
+	flags      flags
 	unwritable atomic.Uint32 // bit 0: the water mark; others: users', see SetUserWritable
+	busy       atomic.Int32  // see Begin
 	shown      atomic.Int64  // pending, as others see it: to an eighth of high, exact when it is 0 or crosses a mark
 	foreign    atomic.Int64  // written by other goroutines, not yet seen by the loop
 	high, low  atomic.Int64
 	closeErr   atomic.Pointer[closeReason]
-	ended      atomic.Bool            // the descriptor is gone
-	busy       atomic.Int32           // see Begin
 	more       atomic.Pointer[extras] // see extra
 }
 
 type closeReason struct{ err error }
+
+// flags are what others than the loop may ask of a channel as well.
+type flags struct{ set atomic.Uint32 }
+
+const (
+	flagActive   = 1 << iota // see Channel.Active
+	flagAutoRead             // see Channel.AutoRead
+	flagEnded                // the descriptor is gone
+)
+
+func (f *flags) has(flag uint32) bool { return f.set.Load()&flag != 0 }
+
+// put sets or clears a flag and reports whether it was set.
+func (f *flags) put(flag uint32, on bool) (was bool) {
+	if on {
+		return f.set.Or(flag)&flag != 0
+	}
+	return f.set.And(^flag)&flag != 0
+}
 
 // BaseConfig is what a transport tells its Base.
 type BaseConfig struct {
@@ -72,7 +89,9 @@ func (b *Base) Setup(self Channel, core Core, cfg BaseConfig) {
 	b.loop = cfg.Loop
 	b.self = self
 	b.core = core
-	b.parent = cfg.Parent
+	if cfg.Parent != nil {
+		b.parent = cfg.Parent.base()
+	}
 	b.alloc = cfg.Allocator
 	if b.alloc == nil {
 		b.alloc = buffer.Default()
@@ -82,7 +101,7 @@ func (b *Base) Setup(self Channel, core Core, cfg BaseConfig) {
 		b.logger = nop
 	}
 	b.manualFlush = cfg.ManualFlush
-	b.autoRead.Store(!cfg.ManualRead)
+	b.flags.put(flagAutoRead, !cfg.ManualRead)
 	b.SetWaterMarks(cfg.LowWater, cfg.HighWater)
 	b.pl.init(b)
 }
@@ -97,7 +116,12 @@ func (b *Base) Loop() *eventloop.Loop { return b.loop }
 func (b *Base) Pipeline() *Pipeline { return &b.pl }
 
 // Parent implements [Channel].
-func (b *Base) Parent() Channel { return b.parent }
+func (b *Base) Parent() Channel {
+	if b.parent == nil {
+		return nil
+	}
+	return b.parent.self
+}
 
 // LocalAddr implements [Channel].
 func (b *Base) LocalAddr() net.Addr { return b.core.LocalAddr() }
@@ -112,7 +136,7 @@ func (b *Base) Logger() *zap.Logger { return b.logger }
 func (b *Base) Open() bool { return b.closeErr.Load() == nil }
 
 // Active implements [Channel].
-func (b *Base) Active() bool { return b.active.Load() }
+func (b *Base) Active() bool { return b.flags.has(flagActive) }
 
 // Context implements [Channel].
 func (b *Base) Context() context.Context {
@@ -143,7 +167,7 @@ func (b *Base) closing() *eventloop.Promise {
 		x.closed.CompareAndSwap(nil, eventloop.NewPromise(b.loop))
 		p = x.closed.Load()
 	}
-	if b.ended.Load() {
+	if b.flags.has(flagEnded) {
 		p.Complete(nil)
 	}
 	return p
@@ -202,11 +226,11 @@ func (b *Base) Abort(mode CloseMode, reason error) {
 }
 
 // AutoRead implements [Channel].
-func (b *Base) AutoRead() bool { return b.autoRead.Load() }
+func (b *Base) AutoRead() bool { return b.flags.has(flagAutoRead) }
 
 // SetAutoRead implements [Channel].
 func (b *Base) SetAutoRead(on bool) {
-	if b.autoRead.Swap(on) == on {
+	if b.flags.put(flagAutoRead, on) == on {
 		return
 	}
 	if !b.loop.InLoop() {
@@ -220,7 +244,7 @@ func (b *Base) SetAutoRead(on bool) {
 func (b *Base) applyAutoRead() {
 	switch {
 	case !b.life.is(active):
-	case b.autoRead.Load():
+	case b.flags.has(flagAutoRead):
 		b.Read()
 	default:
 		b.stopReading()

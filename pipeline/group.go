@@ -353,7 +353,7 @@ func (b *Base) joinGroup(g *ChannelGroup) bool {
 	x := b.extra()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if b.ended.Load() {
+	if b.flags.has(flagEnded) {
 		return false
 	}
 	x.groups = append(x.groups, g)

@@ -89,9 +89,9 @@ func (b *Base) MarkActive() {
 	if !b.life.activate() {
 		return
 	}
-	b.active.Store(true)
+	b.flags.put(flagActive, true)
 	b.pl.notifyFromHead(maskActive)
-	if b.autoRead.Load() && b.life.is(active) {
+	if b.flags.has(flagAutoRead) && b.life.is(active) {
 		b.Read()
 	}
 }
@@ -108,7 +108,7 @@ func (b *Base) MarkClosing(reason error) {
 	if reason != nil {
 		err = &closedBecause{reason}
 	}
-	b.active.Store(false)
+	b.flags.put(flagActive, false)
 	b.closeErr.Store(&closeReason{err})
 	x := b.more.Load()
 	if x == nil {
@@ -140,7 +140,7 @@ func (b *Base) MarkClosed(reason error) {
 			t.Run()
 		}
 	}()
-	b.ended.Store(true)
+	b.flags.put(flagEnded, true)
 	x := b.more.Load()
 	if x == nil {
 		return

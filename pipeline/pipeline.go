@@ -587,7 +587,7 @@ func (p *Pipeline) notify(c *Context, ev mask) {
 func (p *Pipeline) readComplete() {
 	p.notifyFromHead(maskReadComplete)
 	b := p.base
-	if !b.autoRead.Load() || b.life != active {
+	if !b.flags.has(flagAutoRead) || b.life != active {
 		return
 	}
 	if p.wanted&maskReadRequest == 0 {

@@ -204,7 +204,7 @@ func (b *Base) holdReading(on bool) {
 	r := b.offloading()
 	if on {
 		r.holds++
-		if r.holds == 1 && b.life == active && b.autoRead.Load() {
+		if r.holds == 1 && b.life == active && b.flags.has(flagAutoRead) {
 			r.wanted = true
 			b.core.DoReadStop()
 		}

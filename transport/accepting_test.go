@@ -29,22 +29,22 @@ type acceptScript struct {
 	peers  []int // the other ends of the connections
 }
 
-func (k *acceptScript) accept() (int, net.Addr, error) {
+func (k *acceptScript) accept() (int, sys.Peer, error) {
 	k.calls++
 	if len(k.steps) == 0 {
-		return -1, nil, sys.ErrAgain
+		return -1, sys.Peer{}, sys.ErrAgain
 	}
 	err := k.steps[0]
 	k.steps = k.steps[1:]
 	if err != nil {
-		return -1, nil, err
+		return -1, sys.Peer{}, err
 	}
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		panic(err)
 	}
 	k.peers = append(k.peers, pair[1])
-	return pair[0], &net.UnixAddr{Net: "unix"}, nil
+	return pair[0], sys.Peer{Other: &net.UnixAddr{Net: "unix"}}, nil
 }
 
 func (k *acceptScript) close() { k.closes++ }

@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+
+	"github.com/runnel-io/runnel/internal/sys"
 )
 
 // addrBox holds an address that becomes known while others look.
@@ -23,6 +25,30 @@ func (b *addrBox) load() net.Addr {
 		return *p
 	}
 	return nil
+}
+
+// peerBox is an addrBox that can be made with the address of an accepted peer in few
+// bytes: most are never asked for theirs.
+type peerBox struct {
+	addrBox
+	v4 sys.V4 // fixed before others look
+}
+
+// init makes b hold the address of p.
+func (b *peerBox) init(p sys.Peer) {
+	if b.v4 = p.V4; !b.v4.Valid() {
+		b.store(p.Other)
+	}
+}
+
+// load returns the address, always the same one until another is stored.
+func (b *peerBox) load() net.Addr {
+	if a := b.addrBox.load(); a != nil || !b.v4.Valid() {
+		return a
+	}
+	a := net.Addr(b.v4.TCPAddr())
+	b.p.CompareAndSwap(nil, &a)
+	return b.addrBox.load()
 }
 
 // isDatagram reports whether a network is one of datagrams.

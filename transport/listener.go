@@ -16,13 +16,13 @@ import (
 
 // acceptSocket is what a listener asks of the kernel: the seam for tests.
 type acceptSocket interface {
-	accept() (fd int, remote net.Addr, err error)
+	accept() (fd int, remote sys.Peer, err error)
 	close()
 }
 
 type fdAcceptSocket struct{ *descriptor }
 
-func (s fdAcceptSocket) accept() (int, net.Addr, error) { return sys.Accept(int(s.fd)) }
+func (s fdAcceptSocket) accept() (int, sys.Peer, error) { return sys.Accept(int(s.fd)) }
 
 // listener is the channel of a listening socket. The channels that it accepts are
 // the messages of its pipeline.

@@ -179,7 +179,7 @@ func (s *server) listen(l *listener) (pipeline.Channel, error) {
 // accepted makes a channel of an accepted socket, which it takes over together with
 // the place reserved for it. It runs on the listener's loop; the channel belongs to
 // another one, perhaps.
-func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
+func (s *server) accepted(l *listener, fd int, remote sys.Peer) *stream {
 	loop := l.Loop()
 	if l.perLoop {
 		loop.Group().Hold()
@@ -197,7 +197,7 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 		l.Logger().Debug("socket options", zap.Error(err))
 	}
 	ch := newStream(&s.cfg, loop, l, fd)
-	ch.remote.store(remote)
+	ch.remote.init(remote)
 	l.localOf(ch, fd)
 	ch.srv = s
 	if !s.add(ch) {
@@ -211,14 +211,19 @@ func (s *server) accepted(l *listener, fd int, remote net.Addr) *stream {
 
 // nextLoop returns a loop of g for a connection from remote: for a group that chooses
 // by hash, the same for all connections from one address.
-func nextLoop(g *eventloop.Group, remote net.Addr) *eventloop.Loop {
-	tcp, ok := remote.(*net.TCPAddr)
-	if !ok {
-		return g.Next() // the ends of Unix sockets have no names
-	}
+func nextLoop(g *eventloop.Group, remote sys.Peer) *eventloop.Loop {
 	hash := uint64(14695981039346656037) // FNV-1a
-	for _, b := range tcp.IP {
-		hash = (hash ^ uint64(b)) * 1099511628211
+	add := func(b byte) { hash = (hash ^ uint64(b)) * 1099511628211 }
+	if remote.V4.Valid() {
+		for _, b := range remote.V4.IP() {
+			add(b)
+		}
+	} else if tcp, ok := remote.Other.(*net.TCPAddr); ok {
+		for _, b := range tcp.IP {
+			add(b)
+		}
+	} else {
+		return g.Next() // the ends of Unix sockets have no names
 	}
 	return g.NextFor(hash)
 }

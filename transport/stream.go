@@ -36,7 +36,8 @@ type stream struct {
 	// Guarded by srv.mu: the list of the server's channels.
 	prev, next *stream
 
-	local, remote addrBox // any goroutine
+	local  addrBox // any goroutine
+	remote peerBox // likewise
 
 	// Loop-only.
 	state *loopState

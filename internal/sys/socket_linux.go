@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -93,8 +94,8 @@ func Connect(fd int, addr net.Addr) error {
 }
 
 // Accept takes a connection that waits at the listening socket fd: the new socket,
-// non-blocking, and the address of its peer.
-func Accept(fd int) (int, net.Addr, error) {
+// non-blocking, and its peer.
+func Accept(fd int) (int, Peer, error) {
 	var rsa unix.RawSockaddrAny
 	for {
 		size := uint32(unix.SizeofSockaddrAny)
@@ -103,12 +104,27 @@ func Accept(fd int) (int, net.Addr, error) {
 		switch e {
 		case 0:
 			raceAcquire()
-			return int(n), address(&rsa, size, ""), nil
+			return int(n), peer(&rsa, size), nil
 		case unix.EINTR:
 		default:
-			return -1, nil, fail("accept4", e)
+			return -1, Peer{}, fail("accept4", e)
 		}
 	}
+}
+
+// peer returns an address of the kernel's as that of a peer.
+func peer(rsa *unix.RawSockaddrAny, size uint32) Peer {
+	switch rsa.Addr.Family {
+	case unix.AF_INET:
+		sa := (*unix.RawSockaddrInet4)(unsafe.Pointer(rsa))
+		return Peer{V4: V4{sa.Addr, swap16(sa.Port), v4Plain}}
+	case unix.AF_INET6:
+		sa := (*unix.RawSockaddrInet6)(unsafe.Pointer(rsa))
+		if ip := netip.AddrFrom16(sa.Addr); ip.Is4In6() {
+			return Peer{V4: V4{ip.Unmap().As4(), swap16(sa.Port), v4Mapped}}
+		}
+	}
+	return Peer{Other: address(rsa, size, "")}
 }
 
 // LocalAddr returns the address of this end. Network is the one to put into the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,8 +32,8 @@ func TestConnection(t *testing.T) {
 
 			local, err := LocalAddr(client, "")
 			check(t, err)
-			if peer.String() != local.String() {
-				t.Errorf("accepted peer: got %v, want %v", peer, local)
+			if got := peer.Addr(); !reflect.DeepEqual(got, local) {
+				t.Errorf("accepted peer: got %#v, want %#v", got, local)
 			}
 			remote, err := RemoteAddr(client, "")
 			check(t, err)
@@ -100,7 +101,7 @@ func TestDualStack(t *testing.T) {
 	fd, peer, err := Accept(l)
 	check(t, err)
 	closing(t, fd)
-	if got := peer.(*net.TCPAddr).IP; !got.Equal(to.IP) {
+	if got := peer.Addr().(*net.TCPAddr).IP; !got.Equal(to.IP) || len(got) != net.IPv6len {
 		t.Errorf("got peer %v, want %v", got, to.IP)
 	}
 

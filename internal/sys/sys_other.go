@@ -86,7 +86,7 @@ func Socket(addr net.Addr) (int, error)                       { return -1, errUn
 func Bind(fd int, addr net.Addr) error                        { return errUnsupported }
 func Listen(fd, backlog int) error                            { return errUnsupported }
 func Connect(fd int, addr net.Addr) error                     { return errUnsupported }
-func Accept(fd int) (int, net.Addr, error)                    { return -1, nil, errUnsupported }
+func Accept(fd int) (int, Peer, error)                        { return -1, Peer{}, errUnsupported }
 func LocalAddr(fd int, network string) (net.Addr, error)      { return nil, errUnsupported }
 func RemoteAddr(fd int, network string) (net.Addr, error)     { return nil, errUnsupported }
 func SocketError(fd int) error                                { return errUnsupported }
