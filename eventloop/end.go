@@ -17,8 +17,8 @@ func (c *closeAll) Run() {
 	l := c.l
 	if !l.closing {
 		l.closing = true
-		for i := range l.table.slots {
-			if r := l.table.slots[i].r; r != nil {
+		for i := range l.table.used {
+			if r := l.table.at(i).r; r != nil {
 				c.regs = append(c.regs, r)
 			}
 		}

@@ -129,7 +129,7 @@ func (r *Registration) Ops() int { return int(r.ops) }
 // key identifies the registration to the poller: an event that carries the key of
 // an earlier user of the slot is dropped.
 func (r *Registration) key() uint64 {
-	return uint64(r.loop.table.slots[r.slot].gen)<<32 | uint64(r.slot)
+	return uint64(r.loop.table.at(r.slot).gen)<<32 | uint64(r.slot)
 }
 
 // SetInterest asks for the events of ev from now on, and no others, besides
@@ -329,34 +329,44 @@ func panicError(where string, v any) error {
 	return fmt.Errorf("eventloop: panic in %s: %v", where, v)
 }
 
-// table finds a registration by the slot in the key of an event.
+// table finds a registration by the slot in the key of an event. It grows by blocks and
+// copies nothing: what a slice leaves behind when it doubles is as much as it holds.
 type table struct {
-	slots []slot
-	free  []uint32
-	n     int
+	blocks []*[tableBlock]slot
+	used   uint32 // slots that have ever been used
+	free   []uint32
+	n      int
 }
+
+const tableBlock = 256
 
 type slot struct {
 	r   *Registration
 	gen uint32 // of the current or latest user
 }
 
+// at returns slot i, which is less than t.used.
+func (t *table) at(i uint32) *slot { return &t.blocks[i/tableBlock][i%tableBlock] }
+
 func (t *table) add(r *Registration) {
 	if n := len(t.free); n > 0 {
 		r.slot = t.free[n-1]
 		t.free = t.free[:n-1]
 	} else {
-		r.slot = uint32(len(t.slots))
-		t.slots = append(t.slots, slot{})
+		r.slot = t.used
+		if t.used%tableBlock == 0 {
+			t.blocks = append(t.blocks, new([tableBlock]slot))
+		}
+		t.used++
 	}
-	s := &t.slots[r.slot]
+	s := t.at(r.slot)
 	s.gen++
 	s.r = r
 	t.n++
 }
 
 func (t *table) remove(r *Registration) {
-	t.slots[r.slot].r = nil
+	t.at(r.slot).r = nil
 	t.free = append(t.free, r.slot)
 	t.n--
 }
@@ -364,10 +374,10 @@ func (t *table) remove(r *Registration) {
 // find returns the registration with the key, or nil if it is gone.
 func (t *table) find(key uint64) *Registration {
 	i := uint32(key)
-	if uint64(i) >= uint64(len(t.slots)) {
+	if i >= t.used {
 		return nil
 	}
-	s := &t.slots[i]
+	s := t.at(i)
 	if s.r == nil || s.gen != uint32(key>>32) {
 		return nil
 	}

@@ -250,7 +250,8 @@ func (p *manualPoller) wake() error                    { return nil }
 func (p *manualPoller) close() error                   { return nil }
 
 func (p *manualPoller) ready(fd int, ev Event) {
-	for _, s := range p.loop.table.slots {
+	for i := range p.loop.table.used {
+		s := p.loop.table.at(i)
 		if s.r == nil || int(s.r.fd) != fd {
 			continue
 		}
