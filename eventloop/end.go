@@ -18,7 +18,7 @@ func (c *closeAll) Run() {
 	if !l.closing {
 		l.closing = true
 		for i := range l.table.used {
-			if r := l.table.at(i).r; r != nil {
+			if r := l.table.at(i); r != nil {
 				c.regs = append(c.regs, r)
 			}
 		}

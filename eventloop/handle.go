@@ -128,9 +128,7 @@ func (r *Registration) Ops() int { return int(r.ops) }
 
 // key identifies the registration to the poller: an event that carries the key of
 // an earlier user of the slot is dropped.
-func (r *Registration) key() uint64 {
-	return uint64(r.loop.table.at(r.slot).gen)<<32 | uint64(r.slot)
-}
+func (r *Registration) key() uint64 { return r.loop.table.key(r) }
 
 // SetInterest asks for the events of ev from now on, and no others, besides
 // EventHangup and EventError. The first call lets the poller know the descriptor,
@@ -332,21 +330,36 @@ func panicError(where string, v any) error {
 // table finds a registration by the slot in the key of an event. It grows by blocks and
 // copies nothing: what a slice leaves behind when it doubles is as much as it holds.
 type table struct {
-	blocks []*[tableBlock]slot
+	blocks []*tableBlock
 	used   uint32 // slots that have ever been used
 	free   []uint32
 	n      int
 }
 
-const tableBlock = 256
+const blockSlots = 256
 
-type slot struct {
-	r   *Registration
-	gen uint32 // of the current or latest user
+// tableBlock is a block of slots. A slot takes 12 bytes so, and 16 as a struct.
+type tableBlock struct {
+	regs [blockSlots]*Registration
+	gens [blockSlots]uint32 // of the current or latest user
 }
 
-// at returns slot i, which is less than t.used.
-func (t *table) at(i uint32) *slot { return &t.blocks[i/tableBlock][i%tableBlock] }
+// block returns the block of slot i and its place in it; i is less than t.used.
+func (t *table) block(i uint32) (b *tableBlock, at uint32) {
+	return t.blocks[i/blockSlots], i % blockSlots
+}
+
+// at returns the registration in slot i, or nil.
+func (t *table) at(i uint32) *Registration {
+	b, at := t.block(i)
+	return b.regs[at]
+}
+
+// key returns what identifies r, which is in the table, in events.
+func (t *table) key(r *Registration) uint64 {
+	b, at := t.block(r.slot)
+	return uint64(b.gens[at])<<32 | uint64(r.slot)
+}
 
 func (t *table) add(r *Registration) {
 	if n := len(t.free); n > 0 {
@@ -354,19 +367,20 @@ func (t *table) add(r *Registration) {
 		t.free = t.free[:n-1]
 	} else {
 		r.slot = t.used
-		if t.used%tableBlock == 0 {
-			t.blocks = append(t.blocks, new([tableBlock]slot))
+		if t.used%blockSlots == 0 {
+			t.blocks = append(t.blocks, new(tableBlock))
 		}
 		t.used++
 	}
-	s := t.at(r.slot)
-	s.gen++
-	s.r = r
+	b, at := t.block(r.slot)
+	b.gens[at]++
+	b.regs[at] = r
 	t.n++
 }
 
 func (t *table) remove(r *Registration) {
-	t.at(r.slot).r = nil
+	b, at := t.block(r.slot)
+	b.regs[at] = nil
 	t.free = append(t.free, r.slot)
 	t.n--
 }
@@ -377,9 +391,9 @@ func (t *table) find(key uint64) *Registration {
 	if i >= t.used {
 		return nil
 	}
-	s := t.at(i)
-	if s.r == nil || s.gen != uint32(key>>32) {
+	b, at := t.block(i)
+	if b.gens[at] != uint32(key>>32) {
 		return nil
 	}
-	return s.r
+	return b.regs[at]
 }

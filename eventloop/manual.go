@@ -251,11 +251,11 @@ func (p *manualPoller) close() error                   { return nil }
 
 func (p *manualPoller) ready(fd int, ev Event) {
 	for i := range p.loop.table.used {
-		s := p.loop.table.at(i)
-		if s.r == nil || int(s.r.fd) != fd {
+		r := p.loop.table.at(i)
+		if r == nil || int(r.fd) != fd {
 			continue
 		}
-		key := s.r.key()
+		key := r.key()
 		for i := range p.set {
 			if p.set[i].key == key {
 				p.set[i].ev |= ev
