@@ -28,7 +28,11 @@ func TestFileReceiver_MirrorsScripted(t *testing.T) {
 		receiveScripted(t, *receiveSeed)
 		return
 	}
-	for seed := range uint64(600) {
+	seeds := uint64(600)
+	if raceEnabled || testing.Short() {
+		seeds /= 6
+	}
+	for seed := range seeds {
 		if receiveScripted(t, seed+1); t.Failed() {
 			t.Fatalf("repeat with -receive.seed=%d", seed+1)
 		}

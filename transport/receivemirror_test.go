@@ -121,6 +121,9 @@ func TestFileReceiver_Mirror(t *testing.T) {
 						if cfg.SendBuffer > 0 {
 							size = min(size, 300<<10)
 						}
+						if size > 1 && raceEnabled {
+							size = min(size, 100<<10)
+						}
 						t.Run(fmt.Sprintf("%s, copies %v, %d bytes, buffers of %d", kinds, copies, size, cfg.SendBuffer), func(t *testing.T) {
 							testReceiveMirror(t, network, cfg, copies, kinds, size)
 						})
