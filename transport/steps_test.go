@@ -122,7 +122,7 @@ func runSteps(t *testing.T, path string, seed uint64, at int) *steps {
 	buffers, pipes, fds := buffer.Live(), piped.Load(), openFDs()
 	r := rand.New(rand.NewPCG(seed, 5))
 	op := stepOps[seed%uint64(len(stepOps))]
-	how := stepEndings[seed/uint64(len(stepOps))%uint64(len(stepEndings))]
+	how := stepEndings[(seed/uint64(len(stepOps))+seed)%uint64(len(stepEndings))]
 	x := &steps{t: t, r: r, path: path, op: op.name, how: how.name, end: how.end, at: at, owed: map[string]int{}}
 	x.stop = func() {}
 	x.victim = -1
