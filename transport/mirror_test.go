@@ -38,7 +38,7 @@ func (p *mirrored) dial(c *pipeline.Context, i int) {
 		_ = p.proxy.HandleActive(c)
 		return
 	}
-	if p.mirrors[i].File != nil || p.mirrors[i].Channel != nil {
+	if !p.mirrors[i].dialed() {
 		p.dial(c, i+1)
 		return
 	}
@@ -56,6 +56,9 @@ func (p *mirrored) dial(c *pipeline.Context, i int) {
 		p.dial(c, i+1)
 	})
 }
+
+// dialed reports whether a mirror has no sink yet.
+func (m *Mirror) dialed() bool { return m.File == nil && m.Channel == nil && m.storage == nil }
 
 type mirrorEnd struct {
 	bytes int64
@@ -87,7 +90,7 @@ func newMirrorRig(t *testing.T, network string, cfg Config, mode RelayMode, mirr
 	}}
 	r.client = dialNet(t, serve(t, srv, network, anyAddr(t, network)))
 	for _, m := range mirrors {
-		if m.File == nil && m.Channel == nil {
+		if m.dialed() {
 			nc := must(sink.Accept())
 			t.Cleanup(func() { nc.Close() })
 			r.sinks = append(r.sinks, nc)

@@ -3,6 +3,7 @@
 package transport
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -76,6 +77,61 @@ func TestSendShortAtEveryOffset(t *testing.T) {
 			x.finish()
 			if t.Failed() {
 				return
+			}
+		}
+	}
+}
+
+// A file may end at any byte of its region by the time that is sent, with the socket full
+// before or behind it: what there is leaves, and then the channel ends, once. One that has
+// grown is sent as it was asked for.
+func TestFileEndsAtEveryOffset(t *testing.T) {
+	const n = 60
+	content := letters(n)
+	for _, cold := range []bool{false, true} {
+		for size := range n + 10 {
+			for _, room := range []int{0, size / 2, max(size-1, 0), n} {
+				room = min(room, size)
+				x := newWireRig(t, rigConfig{})
+				x.w.room, x.w.cold = room, cold
+				f := tempFile(t, content)
+				x.written = append(x.written, "head"+content+"tail"...)
+				var told []error
+				then := func(err error) { told = append(told, err) }
+				x.do(func() {
+					x.s.WriteThen(pooled("head"), then)
+					x.s.WriteThen(buffer.NewFileRegion(f, 0, n), then)
+					x.s.WriteThen(pooled("tail"), then)
+				})
+				must1(t, os.Truncate(f.Name(), int64(size)))
+				x.settle()
+				x.w.room = 1000
+				x.settle()
+				want := "head" + content[:min(size, n)]
+				if size >= n {
+					want += "tail"
+				}
+				shrunk := 0
+				for _, err := range told {
+					if errors.Is(err, ErrFileShrunk) {
+						shrunk++
+					}
+				}
+				// The region may have left before the file was truncated.
+				if whole := string(x.w.out) == "head"+content+"tail"; !whole && string(x.w.out) != want {
+					t.Errorf("cold %v, %d bytes, room for %d: got %q, want %q", cold, size, room, x.w.out, want)
+				} else if closed := x.s.at == streamClosed; closed == whole || whole != (shrunk == 0) || len(told) != 3 || told[0] != nil {
+					t.Errorf("cold %v, %d bytes, room for %d: closed %v, told %v", cold, size, room, closed, told)
+				}
+				if !cold && room < n && size < n && shrunk == 0 {
+					t.Errorf("%d bytes, room for %d: got no error", size, room)
+				}
+				x.w.acked = len(x.w.out)
+				x.do(x.s.Reset)
+				x.finish()
+				if t.Failed() {
+					return
+				}
 			}
 		}
 	}

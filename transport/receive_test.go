@@ -268,12 +268,21 @@ type slowFile struct {
 	released chan struct{}
 }
 
-func (f *slowFile) splice(pipe int, off int64, n int) (int, error) {
+func (f *slowFile) wait() {
 	if f.held.Add(1) == 1 {
 		close(f.entered)
 		<-f.released
 	}
+}
+
+func (f *slowFile) splice(pipe int, off int64, n int) (int, error) {
+	f.wait()
 	return f.storage.splice(pipe, off, n)
+}
+
+func (f *slowFile) write(p []byte, off int64) (int, error) {
+	f.wait()
+	return f.storage.write(p, off)
 }
 
 // While a disk is slow its peer is held up, and nobody else on the loop notices; a channel
