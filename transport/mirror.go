@@ -12,25 +12,28 @@ import (
 // [FileReceiver] writes, from the start on. What goes through a pipe is duplicated in the
 // kernel (tee(2)), what is copied is copied once more.
 type Mirror struct {
-	// Channel gets the bytes past its pipeline, and is not closed afterwards. A channel
-	// that is no stream on the loop of the relay has the relay copy everything.
+	// Channel gets the bytes past its pipeline, and is not closed afterwards. It may be the
+	// one that a FileReceiver receives, whose peer then gets back what it sends, but neither
+	// in a relay nor another mirror's. A channel that is no stream on the loop of the relay,
+	// or of what is received, has everything copied.
 	Channel pipeline.Channel
 	// File gets them if Channel is nil. It is open for writing, without O_APPEND, and
 	// stays open until Ended has been called; the writes are made by the group's Offload.
 	File *os.File
 	// Reserve returns the offset for the next n bytes, which are written as one piece; so
 	// several mirrors can share a file. nil means one after the other from 0.
-	// It is called on the loop of the relay.
+	// It is called on the loop of the relay; a panic ends the mirror.
 	Reserve func(n int64) (off int64)
 	// Block holds the relay up while the sink takes nothing. By default a sink that cannot
 	// keep up is given up at the first byte it cannot take: a stream with a hole is of no
-	// use to anybody. A sink that fails is given up in either case.
+	// use to anybody. A sink that fails is given up in either case, and so is one for which
+	// the system has no pipe.
 	Block bool
 	// Ended is called once, in a task of the relay's loop, when the sink gets nothing any
 	// more and what it got is written, or in the queue of its channel: with how many bytes
-	// that was, from the beginning of the relay, less the piece of a file that could not be
-	// written and those behind it, and with why it was given up,
-	// [ErrMirrorBehind] or what it failed with; nil if there was no more. It may be nil.
+	// that was, from the beginning on, less the piece of a file that could not be written
+	// and those behind it, and with why it was given up, [ErrMirrorBehind] or what it failed
+	// with; nil if there was no more. It may be nil.
 	Ended func(bytes int64, err error)
 
 	storage storage // for tests: instead of File

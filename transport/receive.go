@@ -21,7 +21,7 @@ import (
 // All of that is done by an Op on the group's Offload: the loop only waits for the socket,
 // and no other channel feels a slow disk. Nothing is taken from the socket that is not
 // written by the same Op, 512 KiB at a time, so that a disk which does not keep up holds
-// up the peer.
+// up the peer. Mirrors change some of that, see there.
 //
 // The fields must not change after Start. A FileReceiver is started once.
 type FileReceiver struct {
@@ -100,8 +100,9 @@ var (
 //
 // file stays the caller's, who closes it when then has been called.
 //
-// Start fails with [ErrReceiving], [ErrRelayed], [ErrCannotReceive], or the reason of a
-// channel that has closed; nothing has changed then, and then is not called.
+// Start fails with [ErrReceiving], [ErrRelayed], which a mirror's channel may be the cause
+// of, [ErrCannotReceive], or the reason of a channel that has closed; nothing has changed
+// then, and then is not called.
 //
 // Loop only.
 func (r *FileReceiver) Start(c *pipeline.Context, file *os.File, length int64, then func(written int64, err error)) error {

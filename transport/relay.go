@@ -80,8 +80,8 @@ var (
 // half-close is passed on only by a channel with Config.HalfClose. [Dialer.DialThen] makes
 // a target on the loop of c.
 //
-// It fails with [ErrRelayed], with [ErrCannotRelay], or with the reason of a channel that
-// has closed; nothing has changed then.
+// It fails with [ErrRelayed], [ErrReceiving] or [ErrCannotRelay], or with the reason of a
+// channel that has closed; nothing has changed then.
 //
 // Loop only: that of c.
 func (r *Relay) Start(c *pipeline.Context, target pipeline.Channel) error {

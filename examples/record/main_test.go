@@ -191,30 +191,58 @@ func TestPart(t *testing.T) {
 	s.Stop()
 }
 
-// A client that resets leaves the part file, and the server goes on.
+// A client that resets in the middle leaves the part file with what had come, and a client
+// beside it does not notice.
 func TestReset(t *testing.T) {
 	dir := t.TempDir()
-	s := start(t, dir)
+	s := start(t, dir, "-loops", "1") // so that they are numbered in the order of the dials
+	beside := s.Dial()
+	io.WriteString(beside, "beside")
+	waitFile(t, s, filepath.Join(dir, "conn-1.part"), 6)
+	before := parts(t, dir)
 	c := s.Dial()
 	content := random(100_000)
 	if _, err := c.Write(content); err != nil {
 		t.Fatal(err)
 	}
+	part := ""
+	for end := time.Now().Add(process.Patience); part == ""; upload(t, s, nil) {
+		for _, name := range parts(t, dir) {
+			if info, err := os.Stat(name); err == nil && info.Size() == int64(len(content)) && !slices.Contains(before, name) {
+				part = name
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatal("what was sent is not in a file")
+		}
+	}
 	c.(*net.TCPConn).SetLinger(0)
 	c.Close()
-	if line := s.WaitLog("not recorded"); !strings.Contains(line, "conn-1.part") || !strings.Contains(line, "reset") {
+	if line := s.WaitLog("not recorded"); !strings.Contains(line, filepath.Base(part)) || !strings.Contains(line, "reset") {
 		t.Errorf("log: got %q", line)
 	}
 	if got, want := upload(t, s, content), "OK: 100000\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	wantFiles(t, dir, "conn-1.part", "conn-2.bin")
-	wantFile(t, dir, "conn-2.bin", content)
-	got, err := os.ReadFile(filepath.Join(dir, "conn-1.part"))
-	if err != nil || !bytes.HasPrefix(content, got) {
-		t.Errorf("part: %d bytes, %v, that were not sent", len(got), err)
+	wantFile(t, dir, filepath.Base(part), content)
+	if got := parts(t, dir); len(got) != 2 {
+		t.Errorf("part files: got %v, want those of two clients", got)
+	}
+	process.CloseWrite(t, beside)
+	if answer, err := io.ReadAll(beside); err != nil || string(answer) != "OK: 6\n" {
+		t.Errorf("beside: got %q, %v", answer, err)
 	}
 	s.Stop()
+}
+
+// parts returns the files that are not complete.
+func parts(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.part"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
 
 // Where no more can be written the client is told why, the part file stays and the server
@@ -228,12 +256,8 @@ func TestFull(t *testing.T) {
 		if got, want := upload(t, s, content), "ERR: "+reason+"\n"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
-		parts, err := filepath.Glob(filepath.Join(dir, "*.part"))
-		if err != nil {
-			t.Fatal(err)
-		}
 		found := false
-		for _, name := range parts {
+		for _, name := range parts(t, dir) {
 			got, err := os.ReadFile(name)
 			if err != nil {
 				t.Fatal(err)
@@ -241,7 +265,7 @@ func TestFull(t *testing.T) {
 			found = found || len(got) > 50_000 && bytes.HasPrefix(content, got)
 		}
 		if !found {
-			t.Errorf("no part file with a beginning of what was sent in %v", parts)
+			t.Errorf("no part file with a beginning of what was sent in %v", parts(t, dir))
 		}
 		process.CloseWrite(t, beside)
 		if answer, err := io.ReadAll(beside); err != nil || string(answer) != "OK: 6\n" {
