@@ -39,7 +39,8 @@ type Channel interface {
 	// Context is cancelled when the channel closes, with CloseReason as its cause.
 	Context() context.Context
 	// Closed completes, with nil, when the channel has closed: its descriptor is
-	// gone, HandleInactive is still to come.
+	// gone, or is kept only by an operation that does not end or by the kernel;
+	// HandleInactive is still to come.
 	Closed() eventloop.Future
 	// CloseReason is nil while the channel is open, then an error that matches
 	// ErrClosed and wraps the reason, if there was one: io.EOF when the peer ended, a
@@ -154,7 +155,7 @@ type Core interface {
 	DoReadStop()
 	// DoClose closes; a later call may be more urgent than the first. The
 	// Core calls [Base.MarkClosing] when it gives up and [Base.MarkClosed] when the
-	// descriptor is gone; then it fails its queue.
+	// descriptor is gone or is not waited for any longer; then it fails its queue.
 	DoClose(mode CloseMode, reason error)
 	// DoCloseWrite closes the sending side behind the queue, then completes p.
 	DoCloseWrite(p *eventloop.Promise)

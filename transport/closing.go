@@ -188,12 +188,12 @@ func (s *stream) closeNow(reset bool, reason error) {
 	}
 	end := func() {
 		ended := func() {
+			defer tell()
 			s.opsEnded()
-			tell()
 		}
 		if reset || !s.closeOffLoop(ended) {
+			defer ended()
 			s.giveUpSocket(reset)
-			ended()
 		}
 	}
 	if s.relayed {

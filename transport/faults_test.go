@@ -120,6 +120,44 @@ var conversations = []conversation{
 		}
 		full()
 	}},
+	{name: "without copying", cfg: rigConfig{Config: Config{ZeroCopy: 4200}}, run: func(x *wireRig) {
+		x.w.room = 6000
+		x.do(func() {
+			x.write(4500, false)
+			x.write(40, false)
+			x.write(300, true)
+			x.write(4300, false)
+		})
+		for range 3 {
+			x.w.room += 3000
+			x.w.acked = len(x.w.out) / 2
+			x.settle()
+			x.do(func() { x.write(4200, false); x.write(4199, false) })
+			x.settle()
+		}
+		x.w.room += 8000
+		x.settle()
+		x.w.room += 8000
+		x.settle()
+		x.peerSends(letters(500))
+		x.settle()
+		x.w.acked = len(x.w.out)
+		x.w.room = 1 << 20
+		x.settle()
+		x.do(func() { x.write(6000, false); x.s.Close() })
+		x.settle()
+	}},
+	{name: "without copying, half-closed", cfg: rigConfig{Config: Config{ZeroCopy: 4200, HalfClose: true, ManualRead: true}}, run: func(x *wireRig) {
+		x.do(func() { x.write(5000, false) })
+		x.w.fin = true
+		x.do(x.s.Read)
+		x.settle()
+		x.do(func() { x.write(4300, false) })
+		x.w.acked = 5000
+		x.settle()
+		x.do(func() { x.write(4400, false); x.s.CloseWrite() })
+		x.settle()
+	}},
 	{name: "not writable, and the peer goes on", cfg: rigConfig{Config: Config{HighWater: 2000, LowWater: 500}}, run: func(x *wireRig) {
 		x.w.room = 100
 		x.do(func() { x.write(3000, false) })
@@ -296,6 +334,17 @@ var pauses = []struct {
 		resume: func(x *wireRig) { x.do(func() { x.s.SetAutoRead(true) }) }},
 	{name: "half-closed by the peer", cfg: rigConfig{Config: Config{HalfClose: true}},
 		pause: func(x *wireRig) { x.peerSends(letters(10)); x.w.fin = true; x.settle() }, resume: func(*wireRig) {}},
+	{name: "with lent memory", cfg: rigConfig{Config: Config{ZeroCopy: 6000, ManualRead: true}},
+		pause: func(x *wireRig) { x.do(func() { x.write(9000, false) }) },
+		resume: func(x *wireRig) {
+			x.w.acked = len(x.w.out)
+			x.settle()
+			x.do(x.s.Read)
+			x.do(x.s.Read)
+		}},
+	{name: "a close that waits for lent memory", cfg: rigConfig{Config: Config{ZeroCopy: 6000}},
+		pause:  func(x *wireRig) { x.do(func() { x.write(9000, false); x.s.Close() }) },
+		resume: func(x *wireRig) { x.w.acked = len(x.w.out) }},
 	{name: "a close that waits for its queue",
 		pause: func(x *wireRig) {
 			x.w.room = 100

@@ -17,8 +17,12 @@ import (
 // what it had queued, and only what a device is reading at the time remains. There is no
 // time after which memory is freed all the same, because nothing would make that safe.
 
-// quarantineCheck is how often what is in quarantine is looked at.
-const quarantineCheck = 50 * time.Millisecond
+const (
+	// quarantineCheck is how often what is in quarantine is looked at. When something has
+	// just come it is more often: most of it goes at once.
+	quarantineCheck      = 50 * time.Millisecond
+	firstQuarantineCheck = time.Millisecond
+)
 
 // QuarantineStats is what closed channels have left in quarantine.
 type QuarantineStats struct {
@@ -47,7 +51,8 @@ type quarantine struct {
 	mu     sync.Mutex
 	list   []*detained
 	timer  *time.Timer
-	manual bool // tests sweep by themselves
+	wait   time.Duration // until the next sweep
+	manual bool          // tests sweep by themselves
 	QuarantineStats
 }
 
@@ -75,13 +80,14 @@ func (q *quarantine) add(d *detained) {
 	q.Sockets++
 	q.Total++
 	q.Bytes += d.z.charge
+	q.wait = firstQuarantineCheck
 	q.arm()
 }
 
 // arm has the quarantine looked at later, if there is something in it: the later the
 // more there is, so that a crowd costs no more than some calls a millisecond. q.mu is held.
 func (q *quarantine) arm() {
-	d := quarantineCheck + time.Duration(len(q.list))*100*time.Microsecond
+	d := q.wait + time.Duration(len(q.list))*100*time.Microsecond
 	switch {
 	case len(q.list) == 0 || q.manual:
 	case q.timer == nil:
@@ -104,8 +110,7 @@ func (q *quarantine) sweep(now time.Time) int {
 	for _, d := range list {
 		held := d.z.charge
 		d.look(now)
-		for !d.release() {
-		}
+		d.z.release(d.logger)
 		freed += held - d.z.charge
 		if d.z.unconfirmed() > 0 {
 			rest = append(rest, d)
@@ -119,6 +124,7 @@ func (q *quarantine) sweep(now time.Time) int {
 	q.list = append(q.list, rest...)
 	q.Sockets -= closed
 	q.Bytes -= freed
+	q.wait = min(2*q.wait, quarantineCheck)
 	q.arm()
 	return len(q.list)
 }
@@ -141,19 +147,18 @@ func (d *detained) look(now time.Time) {
 	}
 }
 
-// release gives back what the kernel is done with. It reports false when one of the
-// buffers could not be released, or its owner's function has panicked.
-func (d *detained) release() (done bool) {
+// release gives back what the kernel is done with, when nobody is left to be told of a
+// buffer that cannot be released, or of a panic of its owner's function.
+func (z *zeroCopy) release(logger *zap.Logger) {
 	defer func() {
 		if v := recover(); v != nil {
-			d.logger.Error("buffer in quarantine cannot be released", zap.Any("panic", v))
+			logger.Error("lent buffer cannot be released", zap.Any("panic", v))
+		}
+		if z.unconfirmed() > 0 && z.calls.first().done {
+			z.release(logger)
 		}
 	}()
-	for {
-		b, _, ok := d.z.take()
-		if !ok {
-			return true
-		}
+	for b, _, ok := z.take(); ok; b, _, ok = z.take() {
 		b.Release()
 	}
 }
@@ -165,25 +170,36 @@ func (s *stream) giveUpSocket(reset bool) {
 	if s.fd.fd < 0 {
 		return
 	}
-	if s.unconfirmed() > 0 {
-		// A close would take the error queue with it. What it would do to the peer is done
-		// without.
-		if reset {
-			s.sock.disconnect()
-		} else {
-			_ = s.sock.shutdownWrite()
-		}
-		if s.unconfirmed() > 0 {
-			d := &detained{sock: s.sock, z: s.zc(), logger: s.Logger(), timeout: s.cfg.CloseTimeout}
-			if !reset {
-				d.since, d.unacked = time.Now(), s.sock.(zeroCopier).unacked()
-			}
-			quarantined.add(d)
+	if z := s.zc(); z.unconfirmed() > 0 {
+		if s.leaveLent(z, reset) {
 			return
 		}
+		defer z.release(s.Logger()) // user code: when the socket is closed
 	}
 	if reset {
 		s.sock.reset()
 	}
 	s.sock.close()
+}
+
+// leaveLent leaves the socket in quarantine, if the kernel may still read what z holds. A
+// close would take the error queue with it; what it would do to the peer is done without.
+func (s *stream) leaveLent(z *zeroCopy, reset bool) bool {
+	if z.collect(s.sock); z.settled() {
+		return false
+	}
+	if reset {
+		s.sock.disconnect()
+	} else {
+		_ = s.sock.shutdownWrite()
+	}
+	if z.collect(s.sock); z.settled() {
+		return false
+	}
+	d := &detained{sock: s.sock, z: z, logger: s.Logger(), timeout: s.cfg.CloseTimeout}
+	if !reset {
+		d.since, d.unacked = time.Now(), s.sock.(zeroCopier).unacked()
+	}
+	quarantined.add(d)
+	return true
 }

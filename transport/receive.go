@@ -93,10 +93,10 @@ var (
 // bytes, at the end of the stream if length is negative, and after Stop;
 // io.ErrUnexpectedEOF if the stream has ended too early; an *os.PathError if the file
 // failed: the channel stays open then, and a piece of the stream is lost; and the
-// channel's CloseReason when it has closed; then, if the disk has not answered for
-// Config.CloseTimeout, more may be written after the call, up to 4 MiB. Until then the channel is busy, see
-// [pipeline.Channel]'s Begin; its descriptor stays open while the disk is waited for. A
-// stream that has ended ends for the handlers when then has returned.
+// channel's CloseReason when it has closed. In that case, if the disk has not answered for
+// Config.CloseTimeout, more may be written after the call, up to 4 MiB. Until then the
+// channel is busy, see [pipeline.Channel]'s Begin; its descriptor stays open while the disk
+// is waited for. A stream that has ended ends for the handlers when then has returned.
 //
 // file stays the caller's, who closes it when then has been called.
 //

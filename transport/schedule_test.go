@@ -45,6 +45,7 @@ type schedule struct {
 	r *rand.Rand
 	x *wireRig
 
+	most   int     // bytes of a message
 	faults int     // calls that something will be wrong with
 	memory *scarce // nil if there is plenty
 }
@@ -78,6 +79,11 @@ func (c *schedule) run(t *testing.T) {
 	}
 	if c.chance(20) {
 		cfg.MaxPending = 20_000
+	}
+	c.most = 2500
+	if c.chance(40) {
+		cfg.ZeroCopy = 1 + c.r.IntN(5000)
+		c.most = 15_000
 	}
 	t.Logf("%+v", cfg.Config)
 	if c.chance(30) {
@@ -138,7 +144,7 @@ func (c *schedule) step() {
 		c.note("peer resets")
 		x.peerResets([]error{nil, os.NewSyscallError("read", syscall.ECONNRESET)}[c.r.IntN(2)])
 	case n < 28:
-		room := 1 + c.r.IntN(5000)
+		room := 1 + c.r.IntN(2*c.most)
 		c.note("room for %d more", room)
 		w.room += room
 		w.acked = max(w.acked, c.r.IntN(len(w.out)+1))
@@ -183,7 +189,7 @@ func (c *schedule) act() {
 	x, s := c.x, c.x.s
 	switch n := c.r.IntN(100); {
 	case n < 35:
-		size := c.r.IntN(2500)
+		size := c.r.IntN(c.most)
 		if c.chance(20) {
 			size = c.r.IntN(3)
 		}
@@ -241,6 +247,15 @@ func (c *schedule) end() {
 	w.room = 1 << 30
 	x.do(s.Flush)
 	x.settle()
+	if s.cfg.ZeroCopy > 0 {
+		w.acked = len(w.out)
+		x.settle()
+		x.m.Advance(confirmationsCheck) // it may be out of the poller
+		x.settle()
+		if n := s.zc().unconfirmed(); n > 0 && s.at != streamClosed {
+			t.Errorf("all is acknowledged, and %d calls are not confirmed", n)
+		}
+	}
 	if (s.at == streamOpen || s.at == streamClosing) && !s.out.empty() {
 		t.Errorf("with room for all, %d entries are left in the queue", s.out.len())
 	}

@@ -64,6 +64,7 @@ type zeroCopy struct {
 	charge int64 // of what is held, as the water marks count it
 	free   bool  // which is not charged to the channel any more
 
+	read    bool             // confirmations, since the last error event
 	unacked int              // bytes, when lingering began or was extended
 	watch   *eventloop.Timer // looks for confirmations while the poller does not tell
 }
@@ -86,6 +87,17 @@ func (z *zeroCopy) unconfirmed() int {
 		return 0
 	}
 	return int(z.calls.n)
+}
+
+// settled reports whether all calls are confirmed, whether or not their buffers have been
+// taken back.
+func (z *zeroCopy) settled() bool {
+	for i := range z.calls.n {
+		if !z.calls.at(int(i)).done {
+			return false
+		}
+	}
+	return true
 }
 
 // sent takes note of a call that has taken something. What it has taken is held next.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -203,7 +204,8 @@ func TestZeroCopyToADeafPeer(t *testing.T) {
 				if n := buffer.Live(); n > live {
 					t.Errorf("live buffers: got %d, want %d", n, live)
 				}
-				if _, err := io.Copy(io.Discard, nc); err == nil || errors.Is(err, context.DeadlineExceeded) {
+				// An error closes; what has been copied by then is sent on by the kernel.
+				if _, err := io.Copy(io.Discard, nc); !errors.Is(err, syscall.ECONNRESET) && (err != nil || e.reason != errPipe || conn.use == zeroCopyUsed) {
 					t.Errorf("the peer: got %v, want a reset", err)
 				}
 			})

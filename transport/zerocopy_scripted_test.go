@@ -1,3 +1,5 @@
+//go:build linux
+
 package transport
 
 import (
@@ -341,6 +343,24 @@ func TestConfirmationsAreNoError(t *testing.T) {
 	}
 }
 
+// An event may be on its way while something else reads the confirmations: it is no
+// error either, and one that is is judged when it comes again.
+func TestErrorEventBehindItsConfirmations(t *testing.T) {
+	r := newLendingRig(t, rigConfig{Config: Config{HalfClose: true}})
+	r.readable(readStep{eof: true})
+	r.log = nil
+	r.do(func() { r.Write(pooled(letters(10_000))) })
+	r.z.confirmAll()
+	r.m.Enter(func() { r.unconfirmed() })
+	r.hear()
+	if r.hangup {
+		t.Error("judged an error: the descriptor has left the poller")
+	}
+	r.k.pending = os.NewSyscallError("connect", syscall.EPIPE)
+	r.ready(eventloop.EventError | eventloop.EventHangup)
+	r.wantLog("error transport: write: broken pipe", "inactive", "unregistered")
+}
+
 // The descriptor may have left the poller, because of a hangup or of a report that came
 // late: confirmations are found all the same.
 func TestConfirmationsOutOfThePoller(t *testing.T) {
@@ -560,9 +580,27 @@ func TestPanicInQuarantine(t *testing.T) {
 	if !*released || r.k.closes != 1 {
 		t.Errorf("released %v, closed %d times; want true and once", *released, r.k.closes)
 	}
-	if n := r.logs.FilterMessageSnippet("quarantine").Len(); n != 1 {
+	if n := r.logs.FilterMessageSnippet("cannot be released").Len(); n != 1 {
 		t.Errorf("got %d lines in the log, want 1", n)
 	}
+}
+
+// A release that panics, or ends its goroutine, when the channel gives up its socket keeps
+// nobody from being told.
+func TestPanicAtTheEnd(t *testing.T) {
+	r := newLendingRig(t, rigConfig{})
+	msg, released := wrapped(10_000)
+	r.do(func() {
+		r.Write(buffer.Wrap(func() { panic("boom") }, []byte(letters(10_000))))
+		r.Flush()
+		r.Write(msg)
+	})
+	r.do(r.Reset)
+	r.m.RunUntilIdle()
+	if !*released || r.k.closes != 1 || !isDone(r.Closed().Done()) {
+		t.Errorf("released %v, closed %d times, told %v; want true, once and true", *released, r.k.closes, isDone(r.Closed().Done()))
+	}
+	r.wantLog("inactive", "unregistered")
 }
 
 // What is released when it is confirmed may be the user's, whose function writes, or

@@ -104,16 +104,15 @@ func (s *stream) writeParts(parts []sys.Iovec, bytes int, slow, more bool) (n in
 	return n, use, err
 }
 
-// readConfirmations takes back what the kernel has done with, and reports whether it had
-// anything to say. What is released may belong to the user, whose function may do
-// anything: look at s.at again afterwards.
-func (s *stream) readConfirmations() (news bool) {
+// readConfirmations takes back what the kernel has done with. What is released may belong
+// to the user, whose function may do anything: look at s.at again afterwards.
+func (s *stream) readConfirmations() {
 	z := s.rare.zc
-	news = z.collect(s.sock)
+	z.collect(s.sock)
 	for {
 		b, charge, ok := z.take()
 		if !ok {
-			return news
+			return
 		}
 		if !z.free {
 			s.out.charge -= charge
@@ -123,14 +122,14 @@ func (s *stream) readConfirmations() (news bool) {
 }
 
 // collect empties the error queue of the socket.
-func (z *zeroCopy) collect(sock socket) (news bool) {
+func (z *zeroCopy) collect(sock socket) {
 	zs := sock.(zeroCopier)
 	for {
 		c, err := zs.confirmation()
 		if err != nil {
-			return news
+			return
 		}
-		news = true
+		z.read = true
 		z.confirm(c)
 	}
 }
@@ -146,12 +145,18 @@ func (s *stream) unconfirmed() int {
 }
 
 // hearConfirmations is called when the socket reports an error. It reports false if
-// there was something in the error queue: the error may have been no more than that, and
-// if it was more it is reported again.
+// there was something in the error queue, now or since the last report: the error may have
+// been no more than that, and if it was more it is reported again.
 func (s *stream) hearConfirmations() (broken bool) {
-	if s.zc().unconfirmed() == 0 || !s.readConfirmations() {
+	z := s.zc()
+	if z == nil {
 		return true
 	}
+	s.unconfirmed()
+	if !z.read {
+		return true
+	}
+	z.read = false
 	s.confirmed()
 	return false
 }

@@ -154,6 +154,9 @@ func panicsIn(f *fixture, at string) {
 	d.do(func() {}) // behind the write, which may have come after the end
 	a.ch.Reset()    // which may have the message itself
 	a.waitLog("removed")
+	if f.tr.Lends {
+		untilReturned()
+	}
 	if kept.Refs() != 1 {
 		f.Errorf("references: got %d, want 1", kept.Refs())
 	}

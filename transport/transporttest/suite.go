@@ -62,6 +62,9 @@ type Transport struct {
 	// AnyMessage says that messages of all types are handed over as they are, files too:
 	// the tests of file regions and of unknown types are left out.
 	AnyMessage bool
+	// Lends says that an end may leave memory, and its socket, with the kernel for a
+	// moment, see transport.Quarantine.
+	Lends bool
 }
 
 // test is a test of the suite.
@@ -186,6 +189,9 @@ type fixture struct {
 func runTest(t *testing.T, tr *Transport, run func(*fixture)) {
 	before := count()
 	t.Cleanup(func() { // the last one
+		if tr.Lends {
+			untilReturned()
+		}
 		// A goroutine that has done its work may take a moment to be gone.
 		after := count()
 		for end := time.Now().Add(patience); after.goroutines > before.goroutines && time.Now().Before(end); after = count() {
@@ -209,6 +215,13 @@ func runTest(t *testing.T, tr *Transport, run func(*fixture)) {
 	}
 	t.Cleanup(f.finish)
 	run(f)
+}
+
+// untilReturned waits until the kernel has given back what it was lent.
+func untilReturned() {
+	for end := time.Now().Add(patience); transport.Quarantine().Sockets > 0 && time.Now().Before(end); {
+		runtime.Gosched()
+	}
 }
 
 // counts is what a test must leave as it was.
