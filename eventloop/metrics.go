@@ -25,6 +25,7 @@ type Counters struct {
 	BytesWritten  uint64 // from buffers to sockets
 	BytesCopied   uint64 // from buffer to buffer, so that short messages leave together
 	BytesMapped   uint64 // of BytesWritten, from the pages of mapped files
+	BytesZeroCopy uint64 // of BytesWritten, without being copied into the kernel
 	BytesSendfile uint64 // from files to sockets
 	BytesSpliced  uint64 // from sockets to sockets, through pipes
 	BytesTeed     uint64 // from pipe to pipe, for mirrors

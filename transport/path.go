@@ -23,6 +23,8 @@ const (
 	PathWrite
 	// PathMapped: as PathWrite, from the pages of a mapped file.
 	PathMapped
+	// PathZeroCopy: the network card reads them where they lie (MSG_ZEROCOPY).
+	PathZeroCopy
 	// PathSendfile: from the page cache to the socket (sendfile(2)).
 	PathSendfile
 	// PathSplice: from the socket through a pipe to a socket or a file (splice(2)).
@@ -32,7 +34,7 @@ const (
 )
 
 func (p Path) String() string {
-	names := [...]string{"none", "copy", "write", "mapped", "sendfile", "splice", "hand over"}
+	names := [...]string{"none", "copy", "write", "mapped", "zero-copy", "sendfile", "splice", "hand over"}
 	if int(p) < len(names) {
 		return names[p]
 	}
@@ -122,7 +124,7 @@ type route struct {
 func (r route) explain() Explanation { return Explanation{r.path, reasons[r.why]} }
 
 // Explain says how msg would travel if it was written to ch now and got to the head of its
-// pipeline as it is, and why. It is the decision that the channel makes for what is
+// pipeline as it is, with nothing behind it, and why. It is the decision that the channel makes for what is
 // written, asked beforehand; ch and msg stay as they are. How many bytes have taken which
 // way is in the counters of each loop ([eventloop.Counters]). [Relay.Explain] and
 // [FileReceiver.Explain] say it of what does not pass a pipeline.
@@ -134,7 +136,7 @@ func Explain(ch pipeline.Channel, msg any) Explanation {
 	invariant.OnLoop(ch.Loop())
 	switch s := ch.(type) {
 	case *stream:
-		return s.route(msg).explain()
+		return s.explain(msg)
 	case *dgram:
 		return s.route(msg).explain()
 	case *localChannel:
@@ -143,7 +145,25 @@ func Explain(ch pipeline.Channel, msg any) Explanation {
 	return route{PathNone, whyForeign}.explain()
 }
 
-// route decides how msg would be sent.
+// explain says how msg would be sent.
+func (s *stream) explain(msg any) Explanation {
+	r := s.route(msg)
+	e := r.explain()
+	b, ok := msg.(*buffer.Buf)
+	if !ok || s.cfg.ZeroCopy == 0 || r.path != PathWrite && r.path != PathMapped {
+		return e
+	}
+	switch use := s.zeroCopyFor(b.Len(), b.Parts()); use {
+	case zeroCopyUsed, zeroCopyUntried:
+		return Explanation{PathZeroCopy, "it is so long that the kernel is lent its memory"}
+	default:
+		e.Reason += "; without MSG_ZEROCOPY: " + use.String()
+		return e
+	}
+}
+
+// route decides how msg would be sent, but for MSG_ZEROCOPY, which is decided for what
+// leaves together.
 func (s *stream) route(msg any) route {
 	if s.at >= streamClosing || s.outputShut {
 		return route{PathNone, whyClosed}

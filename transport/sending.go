@@ -121,6 +121,7 @@ func (s *stream) sendParts() {
 	}
 	s.out.tried(bytes, n)
 	if use == zeroCopyUsed && n > 0 {
+		counters.BytesZeroCopy += uint64(n)
 		s.out.lend(int64(n), s.rare.zc)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -647,4 +648,38 @@ func TestReleaseRunsUserCode(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Explain says whether a message would be lent, and if not why; the counters how much was.
+func TestExplainZeroCopy(t *testing.T) {
+	r := newLendingRig(t, rigConfig{Config: Config{ZeroCopy: 10_000}})
+	ask := func(n int) Explanation {
+		b := pooled(letters(n))
+		defer b.Release()
+		return Explain(r.stream, b)
+	}
+	r.do(func() {
+		if got := ask(20_000); got.Path != PathZeroCopy {
+			t.Errorf("before it is tried: got %v, want %v", got, PathZeroCopy)
+		}
+		if r.z.enabled != 0 {
+			t.Error("to be explained, it was tried")
+		}
+		if got := ask(9_999); got.Path != PathWrite || !strings.Contains(got.Reason, zeroCopyShort.String()) {
+			t.Errorf("below the threshold: got %v, want %v because of it", got, PathWrite)
+		}
+		r.Write(pooled(letters(20_000)))
+		r.Write(pooled(letters(500)))
+	})
+	if got, want := r.Loop().Counters().BytesZeroCopy, uint64(20_500); got != want {
+		t.Errorf("got %d bytes lent in the counters, want %d", got, want)
+	}
+	r.zc().able = zeroCopyCopied
+	r.do(func() {
+		if got := ask(20_000); got.Path != PathWrite || !strings.Contains(got.Reason, zeroCopyCopied.String()) {
+			t.Errorf("when the kernel copies: got %v, want %v because of it", got, PathWrite)
+		}
+	})
+	r.z.confirmAll()
+	r.hear()
 }

@@ -54,10 +54,9 @@ func (s *stream) zc() *zeroCopy {
 	return s.rare.zc
 }
 
-// useZeroCopy decides whether a write of n bytes in so many parts goes by MSG_ZEROCOPY.
-// This is the only place that does. A reason that has to do with the socket stays the
-// channel's.
-func (s *stream) useZeroCopy(n, parts int) zeroCopyUse {
+// zeroCopyFor decides whether a write of n bytes in so many parts goes by MSG_ZEROCOPY, as
+// far as that is known without asking the socket. This is the only place that does.
+func (s *stream) zeroCopyFor(n, parts int) zeroCopyUse {
 	switch {
 	case s.cfg.ZeroCopy == 0:
 		return zeroCopyOff
@@ -66,15 +65,24 @@ func (s *stream) useZeroCopy(n, parts int) zeroCopyUse {
 	case n < parts*sys.PageSize():
 		return zeroCopyScattered // a page is pinned for each, which costs more than to copy it
 	}
-	z := s.zc()
-	if z == nil {
-		z = new(zeroCopy)
-		s.needRare().zc = z
+	if z := s.zc(); z != nil {
+		return z.able
 	}
-	if z.able == zeroCopyUntried {
-		z.able = s.tryZeroCopy()
+	return zeroCopyUntried
+}
+
+// useZeroCopy is zeroCopyFor for a write that is about to be made: it asks a socket that
+// has not been asked. A reason that has to do with the socket stays the channel's.
+func (s *stream) useZeroCopy(n, parts int) zeroCopyUse {
+	use := s.zeroCopyFor(n, parts)
+	if use != zeroCopyUntried {
+		return use
 	}
-	return z.able
+	if s.zc() == nil {
+		s.needRare().zc = new(zeroCopy)
+	}
+	s.rare.zc.able = s.tryZeroCopy()
+	return s.rare.zc.able
 }
 
 // tryZeroCopy has the socket prepare for MSG_ZEROCOPY and reports whether it can be used.
