@@ -38,9 +38,15 @@ func onChannel(t *testing.T, ch pipeline.Channel, f func()) {
 // had the events that lead there.
 func reach(t *testing.T, ch pipeline.Channel, what string, is func(s *stream) bool) {
 	t.Helper()
+	reachState(t, ch, what, func() bool { return is(ch.(*stream)) })
+}
+
+// reachState is reach for a channel of any kind.
+func reachState(t *testing.T, ch pipeline.Channel, what string, is func() bool) {
+	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		ok := false
-		onChannel(t, ch, func() { ok = is(ch.(*stream)) })
+		onChannel(t, ch, func() { ok = is() })
 		if ok {
 			return
 		}

@@ -107,9 +107,7 @@ func (s *server) ended(ch *stream) {
 	}
 	ch.prev, ch.next = nil, nil
 	s.streams--
-	if ch.Parent() != nil { // else it came some other way, and took no place
-		s.freePlace()
-	}
+	s.freePlace() // an adopted channel has one, too: see addAdopted
 	s.checkEmpty()
 }
 
