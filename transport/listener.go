@@ -3,8 +3,10 @@ package transport
 import (
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -48,6 +50,7 @@ type listener struct {
 	backoff  time.Duration // until the next accept, after an error; 0 if all is well
 	waiting  *eventloop.Timer
 	atLimit  bool // no free place, as last seen
+	failing  bool // the socket has reported an error, and has nobody to accept
 	errs     rarely
 	shed     int // connections closed unserved since errs was last logged
 	limits   rarely
@@ -60,6 +63,9 @@ const (
 	// What goes wrong is logged at most once in this time.
 	acceptLogEvery = 5 * time.Second
 )
+
+// errNotReady is the error of a listening socket that reports one and accepts nobody.
+var errNotReady = errors.New("the socket reports an error")
 
 // rarely limits how often something is logged.
 type rarely struct {
@@ -122,6 +128,7 @@ func (l *listener) start(init func(pipeline.Channel) error) error {
 		return err
 	}
 	l.MarkActive()
+	l.updateInterest() // also if it is not to read yet
 	return nil
 }
 
@@ -137,7 +144,37 @@ func (l *listener) localOf(ch *stream, fd int) {
 }
 
 // HandleIO implements eventloop.IOHandle.
-func (l *listener) HandleIO(eventloop.Event) {
+func (l *listener) HandleIO(ev eventloop.Event) {
+	const broken = eventloop.EventError | eventloop.EventHangup
+	accepted := 0
+	if l.accepting() {
+		accepted = l.acceptTurn()
+	}
+	if accepted == 0 && !l.done {
+		switch {
+		case ev&eventloop.EventHangup != 0:
+			// Somebody who shares the socket has shut it down. It says so until it is
+			// closed, and it will never accept again: to wait for a place, or for a better
+			// moment, is of no use.
+			l.broken(os.NewSyscallError("accept4", syscall.EINVAL))
+		case ev&broken != 0 && l.accepting():
+			l.pause(errNotReady)
+			fallthrough
+		case ev&broken != 0:
+			l.failing = true // it cannot be masked: see updateInterest
+		}
+	}
+	l.updateInterest()
+}
+
+// accepting reports whether the listener is to accept.
+func (l *listener) accepting() bool {
+	return !l.done && l.wantRead && l.waiting == nil && !l.atLimit
+}
+
+// acceptTurn accepts who waits, as far as this listener's share of the turn goes, and
+// returns how many. A request that is served by nobody stays one.
+func (l *listener) acceptTurn() (accepted int) {
 	l.wantRead = false
 	counters := l.Loop().Counters()
 	var lost error // of the last of those that were gone already
@@ -159,10 +196,8 @@ func (l *listener) HandleIO(eventloop.Event) {
 			break
 		}
 		lost = nil
-		if l.backoff != 0 {
-			l.backoff = 0
-			l.srv.keepSpare()
-		}
+		accepted++
+		l.lackOver()
 		if ch := l.srv.accepted(l, fd, remote); ch != nil {
 			l.Pipeline().FireRead(ch)
 		}
@@ -173,11 +208,23 @@ func (l *listener) HandleIO(eventloop.Event) {
 	if lost != nil {
 		l.pause(lost) // and nothing else: perhaps it is no connection that fails
 	}
-	if l.done {
-		return
+	switch {
+	case l.done:
+	case accepted > 0:
+		l.Pipeline().FireReadComplete()
+	default:
+		l.wantRead = true
 	}
-	l.Pipeline().FireReadComplete()
-	l.updateInterest()
+	return accepted
+}
+
+// lackOver takes note that there are descriptors and memory: accept has come as far as
+// to look who waits.
+func (l *listener) lackOver() {
+	if l.backoff != 0 {
+		l.backoff = 0
+		l.srv.keepSpare()
+	}
 }
 
 // acceptFailed decides what to do about an error of accept that is not the end of a
@@ -186,11 +233,10 @@ func (l *listener) HandleIO(eventloop.Event) {
 func (l *listener) acceptFailed(err error) {
 	switch {
 	case err == sys.ErrAgain:
+		l.lackOver()
 		return
 	case isAny(err, brokenErrors):
-		failure := &OpError{Op: "accept", Addr: l.local.load(), Err: err}
-		l.Pipeline().FireError(failure)
-		(*listenerCore)(l).DoClose(pipeline.CloseNow, failure)
+		l.broken(err)
 		return
 	}
 	// A short lack costs nobody anything. When it lasts, who waits is told.
@@ -202,6 +248,13 @@ func (l *listener) acceptFailed(err error) {
 		}
 	}
 	l.pause(err)
+}
+
+// broken ends the listener: it will never accept again.
+func (l *listener) broken(err error) {
+	failure := &OpError{Op: "accept", Addr: l.local.load(), Err: err}
+	l.Pipeline().FireError(failure)
+	(*listenerCore)(l).DoClose(pipeline.CloseNow, failure)
 }
 
 // pause stops accepting for a moment, longer each time.
@@ -246,11 +299,19 @@ func (l *listener) updateInterest() {
 	if l.done || l.reg == nil {
 		return
 	}
-	var ev eventloop.Event
-	if l.wantRead && l.waiting == nil && !l.atLimit {
-		ev = eventloop.EventRead
+	// Without interest it stays in the poller, to hear that its socket has been shut
+	// down, unless it has an error that would be reported again and again.
+	var err error
+	switch {
+	case l.accepting():
+		l.failing = false
+		err = l.reg.SetInterest(eventloop.EventRead)
+	case l.failing:
+		err = l.reg.Suspend()
+	default:
+		err = l.reg.SetInterest(0)
 	}
-	if err := l.reg.SetInterest(ev); err != nil {
+	if err != nil {
 		(*listenerCore)(l).DoClose(pipeline.CloseNow, err)
 	}
 }
