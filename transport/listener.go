@@ -359,6 +359,9 @@ func (c *listenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 	}
 	l.done = true
 	l.MarkClosing(reason)
+	if handlerBroke(reason) {
+		l.srv.resetHeldBack(l, reason)
+	}
 	if l.waiting != nil {
 		l.waiting.Stop()
 		l.waiting = nil

@@ -35,7 +35,8 @@ type localChannel struct {
 	cfg *Config // shared by the channels of a Server or Dialer
 	srv *server // that accepted the channel; nil if it was dialed
 
-	placed bool // guarded by srv.mu: it has a place of MaxConns
+	placed   bool // guarded by srv.mu: it has a place of MaxConns
+	passedOn bool // for the listener's loop only: its handlers have let the channel pass
 
 	local, remote addrBox // any goroutine
 

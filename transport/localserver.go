@@ -286,6 +286,9 @@ func (c *localListenerCore) DoClose(_ pipeline.CloseMode, reason error) {
 	l.done = true
 	l.MarkClosing(reason)
 	l.forget()
+	if handlerBroke(reason) {
+		l.srv.resetLocalsHeldBack(l, reason)
+	}
 	end := func() { l.MarkClosed(reason) }
 	if l.reg != nil {
 		l.reg.Close(end)
@@ -305,11 +308,21 @@ func (c *localListenerCore) RemoteAddr() net.Addr { return nil }
 
 // adoptLocal is the last handler of a listener: it starts accepted channels.
 func (s *server) adoptLocal(_ *pipeline.Context, ch *localChannel) error {
+	ch.passedOn = true
 	err := ch.Loop().Submit((*localStart)(ch))
 	if err != nil && ch.Open() {
 		s.lostLocal(ch)
 	}
 	return err
+}
+
+// resetLocalsHeldBack is resetHeldBack for local channels.
+func (s *server) resetLocalsHeldBack(l *localListener, reason error) {
+	for _, ch := range s.openLocals() {
+		if ch.Parent() == pipeline.Channel(l) && !ch.passedOn {
+			ch.Abort(pipeline.CloseReset, reason)
+		}
+	}
 }
 
 // localStart is an accepted channel as the task that starts it.

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -228,6 +229,7 @@ func nextLoop(g *eventloop.Group, remote sys.Peer) *eventloop.Loop {
 
 // adopt is the last handler of a listener: it starts accepted channels.
 func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
+	ch.passedOn = true
 	// On the same loop, too, it starts later: what its handlers do is none of the
 	// listener's business.
 	err := ch.Loop().Submit((*startTask)(ch))
@@ -238,6 +240,24 @@ func (s *server) adopt(_ *pipeline.Context, ch *stream) error {
 		ch.Loop().Group().Release()
 	}
 	return err
+}
+
+// handlerBroke reports whether a channel closes because one of its handlers has
+// panicked, or ended its goroutine.
+func handlerBroke(reason error) bool {
+	var p *pipeline.PanicError
+	return errors.As(reason, &p) || errors.Is(reason, pipeline.ErrGoexit)
+}
+
+// resetHeldBack ends the channels that l has accepted and its handlers have not passed
+// on. One of them has broken, and nobody knows whether it still has them: their peers
+// would wait for somebody who never comes. It runs on the loop of l.
+func (s *server) resetHeldBack(l *listener, reason error) {
+	for _, ch := range s.open() {
+		if ch.Parent() == pipeline.Channel(l) && !ch.passedOn {
+			ch.Abort(pipeline.CloseReset, reason)
+		}
+	}
 }
 
 // startTask is an accepted channel as the task that starts it.

@@ -66,6 +66,8 @@ type stream struct {
 	relayed    bool // what is read goes to another channel
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
+
+	passedOn bool // for the listener's loop only: its handlers have let the channel pass
 }
 
 // rareState is what a channel needs while it connects, closes or sends a cold file.
