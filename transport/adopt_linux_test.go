@@ -430,8 +430,9 @@ func TestAdoptRefused(t *testing.T) {
 			if !errors.As(err, &op) || op.Op != "adopt" || tt.want != nil && !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want an OpError of adopt with %v", err, tt.want)
 			}
-			if tt.want != nil && tt.name != "a connection without a descriptor" && openFDs() != fds-1 {
-				t.Errorf("got %d descriptors, want %d: one less", openFDs(), fds-1)
+			// Those of the loops of an earlier test may go only now.
+			if n := openFDs(); tt.want != nil && tt.name != "a connection without a descriptor" && n > fds-1 {
+				t.Errorf("got %d descriptors, want %d at most: one less", n, fds-1)
 			}
 		})
 	}

@@ -125,6 +125,41 @@ func (r *cacheRig) wantStats(want FileCacheStats) {
 	}
 }
 
+// fds returns how many descriptors lead to the directory or into it.
+func (r *cacheRig) fds() (n int) {
+	for _, e := range must(os.ReadDir("/proc/self/fd")) {
+		to, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if to == r.dir || strings.HasPrefix(to, r.dir+"/") {
+			n++
+		}
+	}
+	return n
+}
+
+// wantFDs wants so many of them.
+func (r *cacheRig) wantFDs(want int) {
+	r.t.Helper()
+	if runtime.GOOS != "linux" {
+		return
+	}
+	if got := r.fds(); got != want {
+		r.t.Errorf("got %d descriptors of the cache, want %d", got, want)
+	}
+}
+
+// waitFDs waits for what is closed in the background.
+func (r *cacheRig) waitFDs(want int) {
+	r.t.Helper()
+	if runtime.GOOS != "linux" {
+		return
+	}
+	for end := time.Now().Add(patience); r.fds() != want; runtime.Gosched() {
+		if time.Now().After(end) {
+			r.t.Fatalf("got %d descriptors of the cache, want %d", r.fds(), want)
+		}
+	}
+}
+
 // A file is opened once, in place or by a worker, and found again without a system call
 // until the TTL has passed.
 func TestFileCacheHits(t *testing.T) {
@@ -133,16 +168,13 @@ func TestFileCacheHits(t *testing.T) {
 			r := newCacheRig(t, FileCacheConfig{TTL: time.Second})
 			r.o.cold = cold
 			r.put("file", "content")
-			before := openFDs()
 			for range 5 {
 				r.want("file", "content")
 			}
 			if r.o.looks != 1 || r.o.opens != 1 || r.o.off != cold {
 				t.Errorf("got %d looks and %d opens, off the loop %v; want one of each, %v", r.o.looks, r.o.opens, r.o.off, cold)
 			}
-			if runtime.GOOS == "linux" && openFDs() != before+1 {
-				t.Errorf("got %d more descriptors, want 1", openFDs()-before)
-			}
+			r.wantFDs(2) // the directory and the file
 			r.m.Advance(time.Second)
 			r.want("file", "content")
 			want := FileCacheStats{Files: 1, Hits: 4, Looks: 2, Opens: 1}
@@ -153,9 +185,7 @@ func TestFileCacheHits(t *testing.T) {
 			if err := r.FileCache.Close(); err != nil {
 				t.Error(err)
 			}
-			if runtime.GOOS == "linux" && openFDs() != before-1 {
-				t.Errorf("got %d more descriptors after Close, want -1", openFDs()-before)
-			}
+			r.wantFDs(0)
 			r.wantErr("file", os.ErrClosed)
 		})
 	}
@@ -192,7 +222,6 @@ func TestFileCacheChanges(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newCacheRig(t, FileCacheConfig{TTL: time.Second})
 			r.put("file", "content")
-			before := openFDs()
 			old, err := r.open("file")
 			if err != nil {
 				t.Fatal(err)
@@ -231,7 +260,7 @@ func TestFileCacheChanges(t *testing.T) {
 			}
 			region.Release()
 			_ = r.FileCache.Close()
-			waitFDs(t, before-1)
+			r.waitFDs(0)
 		})
 	}
 }
@@ -267,19 +296,6 @@ func TestFileCacheVerifies(t *testing.T) {
 	r.want("file", "once more")
 }
 
-// waitFDs waits for what is closed in the background.
-func waitFDs(t *testing.T, want int) {
-	t.Helper()
-	if runtime.GOOS != "linux" {
-		return
-	}
-	for end := time.Now().Add(patience); openFDs() != want; runtime.Gosched() {
-		if time.Now().After(end) {
-			t.Fatalf("got %d descriptors, want %d", openFDs(), want)
-		}
-	}
-}
-
 // There are never more files open than allowed, besides those in use; the one that has
 // not been used for longest goes first.
 func TestFileCacheIsBounded(t *testing.T) {
@@ -287,7 +303,6 @@ func TestFileCacheIsBounded(t *testing.T) {
 	for i := range 5 {
 		r.put(fmt.Sprint(i), fmt.Sprint("content ", i))
 	}
-	before := openFDs()
 	held, err := r.open("0")
 	if err != nil {
 		t.Fatal(err)
@@ -303,17 +318,13 @@ func TestFileCacheIsBounded(t *testing.T) {
 	r.want("3", "content 3") // of 2
 	r.want("4", "content 4") // of 0, which is held
 	r.wantStats(FileCacheStats{Files: 2, Hits: 2, Looks: 5, Opens: 5, Evicted: 3})
-	if runtime.GOOS == "linux" && openFDs() != before+3 {
-		t.Errorf("got %d more descriptors, want 3", openFDs()-before)
-	}
+	r.wantFDs(1 + 3) // the directory, and the files
 	got := make([]byte, region.Len())
 	if _, err := region.File().ReadAt(got, 0); err != nil || string(got) != "content 0" {
 		t.Errorf("got %q, %v from a region whose file has been evicted", got, err)
 	}
 	region.Release()
-	if runtime.GOOS == "linux" && openFDs() != before+2 {
-		t.Errorf("got %d more descriptors, want 2", openFDs()-before)
-	}
+	r.wantFDs(1 + 2)
 }
 
 // What nobody has asked for between two sweeps is closed.
@@ -356,7 +367,6 @@ func TestFileCacheJoins(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newCacheRig(t, FileCacheConfig{})
-			before := openFDs()
 			r.o.cold = true
 			tt.do(r)
 			var files []*CachedFile
@@ -395,7 +405,7 @@ func TestFileCacheJoins(t *testing.T) {
 				t.Errorf("got %+v, want one look on a worker, joined twice", s)
 			}
 			_ = r.FileCache.Close()
-			waitFDs(t, before-1)
+			r.waitFDs(0)
 		})
 	}
 }

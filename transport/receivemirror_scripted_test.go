@@ -28,9 +28,9 @@ func TestFileReceiver_MirrorsScripted(t *testing.T) {
 		receiveScripted(t, *receiveSeed)
 		return
 	}
-	seeds := uint64(600)
+	seeds := uint64(240)
 	if raceEnabled || testing.Short() {
-		seeds /= 6
+		seeds /= 3
 	}
 	for seed := range seeds {
 		if receiveScripted(t, seed+1); t.Failed() {

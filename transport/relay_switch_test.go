@@ -81,7 +81,7 @@ func TestRelay_StartedAndStoppedAnywhere(t *testing.T) {
 		return
 	}
 	started := 0
-	for seed := range uint64(300) {
+	for seed := range uint64(120) {
 		if started += relaySwitched(t, seed+1); t.Failed() {
 			t.Fatalf("repeat with -switch.seed=%d", seed+1)
 		}

@@ -22,6 +22,7 @@ import (
 // stepText is what is sent.
 var stepText = letters(100_000)
 
+var stepsRuns = flag.Int("steps.runs", 1, "how many runs TestEndsAtEveryStep has of each operation and ending")
 var stepsSeed = flag.Uint64("steps.seed", 0, "seed of the only run of TestEndsAtEveryStep; 0 means many")
 var stepsStep = flag.Int("steps.step", 0, "its only step; 0 means all")
 
@@ -29,11 +30,9 @@ var stepsStep = flag.Int("steps.step", 0, "its only step; 0 means all")
 // loop, a call of user code, and a call of the kernel. However it ends, each completion
 // comes once, and no buffer, pipe, descriptor or state is left.
 func TestEndsAtEveryStep(t *testing.T) {
-	seeds := uint64(len(stepOps) * len(stepEndings)) // one of each
+	seeds := uint64(len(stepOps) * len(stepEndings) * *stepsRuns)
 	if raceEnabled || testing.Short() {
 		seeds /= 2
-	} else {
-		seeds *= 3
 	}
 	first := uint64(1)
 	if *stepsSeed != 0 {
