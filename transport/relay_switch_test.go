@@ -86,8 +86,8 @@ func TestRelay_StartedAndStoppedAnywhere(t *testing.T) {
 			t.Fatalf("repeat with -switch.seed=%d", seed+1)
 		}
 	}
-	if started < 1000 {
-		t.Errorf("got %d relays started, want thousands", started)
+	if started < 400 {
+		t.Errorf("got %d relays started, want hundreds", started)
 	}
 }
 
