@@ -221,3 +221,62 @@ func receiveScripted(t *testing.T, seed uint64) {
 		t.Errorf("seed %d: %d bytes are counted as in pipes", seed, n)
 	}
 }
+
+// A Close lets what was taken from the socket go into a mirror that holds it up, and then
+// into the file; a Reset does not wait.
+func TestFileReceiver_MirrorHoldsClose(t *testing.T) {
+	const n = 5000
+	content := letters(2 * n)
+	for _, how := range []string{"Close", "Reset", "Stop"} {
+		m := eventloop.NewManual()
+		s, k := scriptedEnd(t, m, scriptFD, false, new(writer))
+		sink, sk := scriptedEnd(t, m, scriptFD+1, false)
+		file := new(scriptFile)
+		rec := &FileReceiver{Mirrors: []Mirror{{Channel: sink, Block: true}}}
+		told, got := 0, int64(0)
+		var err error
+		m.Enter(func() {
+			must1(t, rec.start(pipeline.Find[*writer](s.Pipeline()), file, -1, func(n int64, e error) {
+				told++
+				got, err = n, e
+			}))
+			// What is first in the sink's queue keeps it from taking a pipe.
+			sk.take = []takeStep{{err: sys.ErrAgain}}
+			sink.Write("before")
+			sink.Flush()
+		})
+		m.RunUntilIdle()
+		k.in = []readStep{{data: content[:n]}, {data: content[n:]}}
+		m.Ready(scriptFD, eventloop.EventRead)
+		m.RunUntilIdle()
+		if rec.held != n || rec.busy {
+			t.Errorf("%s: got %d bytes held, want %d", how, rec.held, n)
+		}
+		m.Enter(func() {
+			switch how {
+			case "Close":
+				s.Close()
+			case "Reset":
+				s.Reset()
+			default:
+				rec.Stop()
+			}
+		})
+		m.RunUntilIdle()
+		want := content[:n]
+		if how == "Reset" {
+			want = ""
+		} else if told != 0 {
+			t.Errorf("%s: ended while a mirror held it up", how)
+		}
+		m.Ready(scriptFD+1, eventloop.EventWrite)
+		m.RunUntilIdle()
+		if told != 1 || got != int64(len(want)) || string(file.content) != want || sk.out.String() != "before"+want {
+			t.Errorf("%s: told %d times, of %d bytes; want once, of %d; the mirror has %d", how, told, got, len(want), sk.out.Len())
+		}
+		if (how == "Stop") != (err == nil) || err != nil && !errors.Is(err, pipeline.ErrClosed) {
+			t.Errorf("%s: got %v", how, err)
+		}
+		m.Close()
+	}
+}
