@@ -60,6 +60,14 @@ type sight struct {
 	// the place is not used again while somebody looks is what mu is for.
 	task atomic.Pointer[Task]
 	mu   sync.Mutex
+
+	seen atomic.Pointer[insight] // latest that Describe's function had to say
+}
+
+// insight is what a call was found to be doing inside.
+type insight struct {
+	at   int64 // the loop's clock
+	what string
 }
 
 // enter shows that calls of a stage follow.
@@ -112,10 +120,11 @@ func (s *sight) describe(at sighting) string {
 	return "a call that has just returned"
 }
 
-// Describe has f asked, by the watchdog, for what a call that holds the loop is doing
-// inside: a package that knows channels and handlers can name them. f is called on
-// any goroutine while the loop is at work, so it may use only what is safe there. It
-// returns "" if it has nothing to say. A later Describe replaces it.
+// Describe has f asked, by the watchdog, for what a call that may hold the loop is doing
+// inside: a package that knows channels and handlers can name them. Package pipeline
+// does, for a loop that has channels. f is called on any goroutine while the loop is at
+// work, so it may use only what is safe there. It returns "" if it has nothing to say. A
+// later Describe replaces it.
 func (l *Loop) Describe(f func() string) { l.describe.Store(&f) }
 
 func newWatchdog(limit time.Duration, logger *zap.Logger, loops []*Loop) *watchdog {
@@ -182,6 +191,9 @@ func (w *watchdog) look() (working bool) {
 			working = true
 			at = l.sight.look()
 		}
+		if at.turn != 0 {
+			l.sight.lookInside(l, at)
+		}
 		before := &w.seen[i]
 		reported := before.reported
 		before.reported = false
@@ -207,8 +219,8 @@ func (w *watchdog) report(l *Loop, at sighting) {
 		zap.Duration("for", time.Duration(l.clock()-at.turn)),
 		zap.String("in", l.sight.describe(at)),
 	}
-	if inside := l.inside(); inside != "" {
-		fields = append(fields, zap.String("inside", inside))
+	if in := l.sight.seen.Load(); in != nil {
+		fields = append(fields, zap.String("inside", in.what))
 	}
 	now, last := time.Now().UnixNano(), lastDump.Load()
 	if now-last >= int64(dumpEvery) && lastDump.CompareAndSwap(last, now) {
@@ -219,6 +231,16 @@ func (w *watchdog) report(l *Loop, at sighting) {
 			zap.ByteString("goroutines", dump))
 	}
 	w.logger.Warn("a call holds its loop", fields...)
+}
+
+// lookInside takes note of what l is doing inside at, if it still is in that call
+// afterwards.
+func (s *sight) lookInside(l *Loop, at sighting) {
+	var in *insight
+	if what := l.inside(); what != "" && s.look() == at {
+		in = &insight{l.clock(), what}
+	}
+	s.seen.Store(in)
 }
 
 // inside returns what the function given to Describe says.
@@ -248,11 +270,19 @@ func stackOf(dump []byte, goroutine uint64) []byte {
 	return nil
 }
 
-// held reports n calls that have returned after the watchdog's limit.
+// held reports the n calls since the latest look at the clock, which have taken longer
+// than the watchdog's limit. What they did inside is known if it has looked meanwhile.
 func (l *Loop) held(took, n int64) {
 	l.m.Held++
-	l.logger.Warn("a call held its loop", zap.String("loop", l.name),
-		zap.Duration("for", time.Duration(took)), zap.String("in", l.latestCalls(n)))
+	fields := []zap.Field{
+		zap.String("loop", l.name),
+		zap.Duration("for", time.Duration(took)),
+		zap.String("in", l.latestCalls(n)),
+	}
+	if in := l.sight.seen.Load(); in != nil && in.at > l.pace.looked {
+		fields = append(fields, zap.String("inside", in.what))
+	}
+	l.logger.Warn("a call held its loop", fields...)
 }
 
 // close ends the watchdog and waits for a look that is under way.

@@ -46,6 +46,7 @@ func scopeOf(l *eventloop.Loop) *scope {
 	if s == nil {
 		s = new(scope)
 		scopes.of[id] = s
+		l.Describe(s.running)
 		runtime.AddCleanup(l, func(id int) {
 			scopes.mu.Lock()
 			delete(scopes.of, id)
