@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/runnel-io/runnel/internal/goid"
 )
 
 // checks is what CheckLeaks looks at.
@@ -24,7 +26,7 @@ func (k *leakChecks) add(t *trace) {
 	defer k.mu.Unlock()
 	if k.on {
 		k.seq++
-		t.seq = k.seq
+		t.seq, t.by = k.seq, goid.Current()
 		k.live[t] = struct{}{}
 	}
 }
@@ -51,8 +53,9 @@ func (k *leakChecks) begin() uint64 {
 	return seq
 }
 
-// end returns what was allocated after seq and is still alive, in order.
-func (k *leakChecks) end(seq uint64) []*trace {
+// end returns what was allocated after seq, by one goroutine unless by is 0, and is still
+// alive, in order.
+func (k *leakChecks) end(seq uint64, by uintptr) []*trace {
 	levels.Lock()
 	defer levels.Unlock()
 	levels.checks--
@@ -61,7 +64,7 @@ func (k *leakChecks) end(seq uint64) []*trace {
 	defer k.mu.Unlock()
 	var left []*trace
 	for t := range k.live {
-		if t.seq > seq {
+		if t.seq > seq && (by == 0 || t.by == by) {
 			left = append(left, t)
 		}
 	}
@@ -70,6 +73,13 @@ func (k *leakChecks) end(seq uint64) []*trace {
 	}
 	slices.SortFunc(left, func(a, b *trace) int { return cmp.Compare(a.seq, b.seq) })
 	return left
+}
+
+// failer is the part of testing.TB that a check uses.
+type failer interface {
+	Helper()
+	Cleanup(func())
+	Errorf(format string, args ...any)
 }
 
 // CheckLeaks fails a test that leaves Bufs or FileRegions behind: what is allocated
@@ -85,18 +95,28 @@ func (k *leakChecks) end(seq uint64) []*trace {
 // Until the check every allocation of the process is followed, as at [LeakAll] but
 // for the pages; the pipelines that are made meanwhile tell which handlers had a message.
 // Whose allocation it is nobody can tell: tests that run in parallel are charged with
-// each other's, so a test that checks must not be one of them. A loop that is
-// still running may hold a receive buffer: shut its Group down first.
-func CheckLeaks(t interface {
-	Helper()
-	Cleanup(func())
-	Errorf(format string, args ...any)
-}) {
+// each other's, so a test that checks must not be one of them, unless [CheckOwnLeaks]
+// does. A loop that is still running may hold a receive buffer: shut its Group down first.
+func CheckLeaks(t failer) {
+	t.Helper()
+	checkLeaks(t, 0)
+}
+
+// CheckOwnLeaks is [CheckLeaks] for what the calling goroutine, the test's, allocates
+// itself, so tests that run in parallel may check. What it starts other goroutines for,
+// and loops with one of their own, are not looked at.
+func CheckOwnLeaks(t failer) {
+	t.Helper()
+	// The goroutine outlives its check, so nobody else is taken for it.
+	checkLeaks(t, goid.Current())
+}
+
+func checkLeaks(t failer, by uintptr) {
 	t.Helper()
 	seq := checks.begin()
 	t.Cleanup(func() {
 		t.Helper()
-		if left := checks.end(seq); len(left) > 0 {
+		if left := checks.end(seq, by); len(left) > 0 {
 			t.Errorf("%s", listed(left))
 		}
 	})

@@ -158,6 +158,34 @@ func TestCheckLeaksNested(t *testing.T) {
 	}
 }
 
+// Each of two tests that run in parallel is charged with its own.
+func TestCheckOwnLeaks(t *testing.T) {
+	var here, there fakeT
+	buffer.CheckOwnLeaks(&here)
+	a := buffer.Heap.Alloc(100)
+	var b, c *buffer.Buf
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buffer.CheckOwnLeaks(&there)
+		b, c = buffer.Heap.Alloc(200), buffer.Heap.Alloc(200)
+		b.Release()
+		there.end()
+	}()
+	<-done
+	here.end()
+	a.Release()
+	c.Release()
+	for _, f := range []fakeT{here, there} {
+		if len(f.errors) != 1 || !strings.Contains(f.errors[0], "not released: 1 of") {
+			t.Errorf("got %q, want one Buf", f.errors)
+		}
+	}
+	if !strings.Contains(here.errors[0], "Buf of 100 bytes") || !strings.Contains(there.errors[0], "Buf of 200 bytes") {
+		t.Errorf("got %q and %q: not their own", here.errors, there.errors)
+	}
+}
+
 // What the collector has found meanwhile counts as well.
 func TestCheckLeaksOfGarbage(t *testing.T) {
 	setLevel(t, buffer.LeakSampled)

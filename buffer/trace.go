@@ -36,7 +36,8 @@ type trace struct {
 
 	// Of those kept whole.
 	died stack
-	seq  uint64 // in order of allocation, for CheckLeaks
+	seq  uint64  // in order of allocation, for CheckLeaks
+	by   uintptr // the goroutine, for CheckOwnLeaks
 
 	// Of those, under touching.
 	kind   kind

@@ -7,8 +7,8 @@
 // Run, and everything that reads or checks, waits for it.
 //
 // The one rule to keep: the loop runs only inside the calls of this package. Start
-// with [New], or in a test with [NewTest], which also looks for what is left at the
-// end. Netty: EmbeddedChannel.
+// with [New], or in a test with [NewTest], which also looks for messages, errors and
+// buffers that are left at the end. Netty: EmbeddedChannel.
 package embedded
 
 import (

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func (f *fakeTB) run(test func()) {
 	go func() {
 		defer close(done)
 		defer func() {
-			for _, c := range f.cleanups {
+			for _, c := range slices.Backward(f.cleanups) {
 				c()
 			}
 		}()
@@ -96,6 +97,70 @@ func TestNewTest(t *testing.T) {
 			}
 			if got := strings.Join(tb.fatals, "|"); got != tt.fatal {
 				t.Errorf("fatal: got %q, want %q", got, tt.fatal)
+			}
+		})
+	}
+}
+
+// keeper keeps the buffers that it reads, and allocates one for each.
+type keeper struct {
+	kept []*buffer.Buf
+	free bool // release them at the end
+}
+
+func (k *keeper) HandleRead(c *pipeline.Context, msg any) error {
+	k.kept = append(k.kept, msg.(*buffer.Buf), c.Alloc().Alloc(32))
+	return nil
+}
+
+func (k *keeper) HandleRemoved(*pipeline.Context) {
+	if k.free {
+		k.release()
+	}
+}
+
+func (k *keeper) release() {
+	for _, b := range k.kept {
+		b.Release()
+	}
+}
+
+// What a handler has forgotten fails the test, wherever it runs, and nothing else does.
+func TestNewTestFindsLeaks(t *testing.T) {
+	const leak = "not released: 2 of what was allocated meanwhile"
+	tests := []struct {
+		name string
+		wrap func(k *keeper) any
+		free bool
+		want string
+	}{
+		{"forgotten", func(k *keeper) any { return k }, false, leak},
+		{"forgotten by an offloaded handler", func(k *keeper) any { return pipeline.Offloaded{Handler: k} }, false, leak},
+		{"released at the end", func(k *keeper) any { return k }, true, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			k := &keeper{free: tt.free}
+			tb := new(fakeTB)
+			var parallel *buffer.Buf // of another test
+			tb.run(func() {
+				ch := embedded.NewTest(tb, embedded.Config{}, tt.wrap(k))
+				ch.WriteInbound(buffer.Default().Alloc(64))
+				ch.Run()
+				done := make(chan struct{})
+				go func() { defer close(done); parallel = buffer.Default().Alloc(64) }()
+				<-done
+			})
+			parallel.Release()
+			if !tt.free {
+				k.release()
+			}
+			got := strings.Join(tb.errors, "|")
+			if head, _, _ := strings.Cut(got, "\n"); head != tt.want {
+				t.Errorf("got %q, want %q", head, tt.want)
+			}
+			if tt.want != "" && !strings.Contains(got, "given to: keeper#0") {
+				t.Errorf("got %q: it does not name the handler", got)
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -18,9 +19,16 @@ type TB interface {
 
 // NewTest is [NewConfig] for a test. When the test ends, the channel is finished,
 // what was not read is released, and the test fails if a message, an event or an
-// error was left that it has not taken.
+// error was left that it has not taken, or a Buf or FileRegion that was not released: it
+// says where that was allocated and which handlers had it.
+//
+// What is looked for is what the test's goroutine allocates from this call on, and so do
+// all handlers of the channel but those with an Executor of their own. So tests may run in
+// parallel ([buffer.CheckOwnLeaks]); one that releases something only in a cleanup
+// registers that after this call. It is called on the goroutine of its test.
 func NewTest(t TB, cfg Config, handlers ...any) *Channel {
 	t.Helper()
+	buffer.CheckOwnLeaks(t) // looks last: cleanups are called in reverse order
 	ch := NewConfig(cfg, handlers...)
 	t.Cleanup(func() {
 		t.Helper()
