@@ -47,7 +47,7 @@ type endLoop struct{ l *Loop }
 func (e endLoop) Run() { e.l.ending = 1 }
 
 // mayEnd moves an ending loop on. It is called after each turn from closeAll on and
-// returns true when nothing is left to do.
+// returns true when nothing is left to do: from here on the loop makes no calls.
 func (l *Loop) mayEnd() bool {
 	quiet := l.table.n == 0 && l.ops == 0
 	if quiet && l.closed != nil {
@@ -58,10 +58,18 @@ func (l *Loop) mayEnd() bool {
 		return false
 	}
 	l.ending++
-	if l.final {
-		return l.batchAt == len(l.batch) && (len(l.turnEnd) == 0 || l.ending > 2*endTurns)
+	if l.batchAt < len(l.batch) {
+		return false
 	}
-	if l.batchAt == len(l.batch) && (l.tasks.Len() == 0 && len(l.turnEnd) == 0 || l.ending > endTurns) {
+	if l.final {
+		if len(l.turnEnd) > 0 && l.ending <= 2*endTurns {
+			return false
+		}
+		l.clear(l.batch)
+		l.batch, l.batchAt = l.lateTasks.takeOver(), 0
+		return len(l.batch) == 0
+	}
+	if l.tasks.Len() == 0 && len(l.turnEnd) == 0 || l.ending > endTurns {
 		l.nextBatch(true)
 		l.final = true
 	}

@@ -72,6 +72,8 @@ type Loop struct {
 	timers  timers        // all but timers.armed is loop-only
 	load    load
 
+	lateTasks lateTasks
+
 	describe atomic.Pointer[func() string] // given to Describe
 
 	mu        sync.Mutex
@@ -336,7 +338,9 @@ func (l *Loop) drive() (ended bool) {
 // panicked reports a recovered panic. It is called by the deferred function, so
 // that the stack still shows where it came from.
 func (l *Loop) panicked(where string, v any) {
-	l.m.Panics++
+	if l.InLoop() {
+		l.m.Panics++ // after the end the numbers stand
+	}
 	l.logger.Error("panic on a loop", zap.String("loop", l.name), zap.String("in", where),
 		zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 }

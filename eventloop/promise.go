@@ -36,7 +36,8 @@ func NewPromise(l *Loop) *Promise { return &Promise{loop: l} }
 // Complete sets the result, nil for success, and reports whether it did: the first
 // Complete decides. On the loop, callbacks are called before it returns, except in
 // deep recursion; elsewhere they are posted to the loop, or, when the loop has
-// ended, called here.
+// ended, called here, if not by another goroutine that is at such calls: they are made
+// one at a time, see [Loop.Deliver].
 func (p *Promise) Complete(err error) bool {
 	if p == nil {
 		return false
@@ -167,13 +168,13 @@ func (p *Promise) notify() {
 	l := p.loop
 	if l.InLoop() && l.notifyDepth < maxNotifyDepth {
 		p.deliver()
-	} else if l.Submit((*promiseNotice)(p)) != nil {
-		p.deliver()
+	} else {
+		l.Deliver((*promiseNotice)(p))
 	}
 }
 
 // deliver calls the callbacks, those that come while it does so too. It runs on the
-// loop, or anywhere when the loop has ended.
+// loop, or, when the loop has ended, where Deliver has it run.
 func (p *Promise) deliver() {
 	l := p.loop
 	onLoop := l.InLoop()
@@ -187,8 +188,8 @@ func (p *Promise) deliver() {
 		}
 		// A callback has left by runtime.Goexit, or by a panic that is not contained
 		// here: the others are still owed their call.
-		if !finished && l.Submit((*promiseNotice)(p)) != nil {
-			p.deliver()
+		if !finished {
+			l.Deliver((*promiseNotice)(p))
 		}
 	}()
 	for {

@@ -186,7 +186,7 @@ func (s *Strand) place() bool {
 	}
 	s.closed = true
 	s.where = byLoop
-	if s.loop != nil && s.loop.Submit(s) == nil {
+	if s.loop != nil && s.loop.take(s) {
 		return true
 	}
 	s.where = byCaller

@@ -136,8 +136,7 @@ func (b *Base) MarkClosed(reason error) {
 	defer func() {
 		if t := (&endTask{b, o}); b.loop.Submit(t) != nil {
 			b.releaseLoop()
-			b.pl.scope = new(scope) // the loop has ended: whoever finds out may not share
-			t.Run()
+			b.loop.Deliver((*lateEnd)(t))
 		}
 	}()
 	b.flags.put(flagEnded, true)
@@ -154,6 +153,14 @@ func (b *Base) MarkClosed(reason error) {
 type endTask struct {
 	b *Base
 	o owed
+}
+
+// lateEnd is an endTask of a loop that has perhaps ended.
+type lateEnd endTask
+
+func (t *lateEnd) Run() {
+	t.b.pl.outlive()
+	(*endTask)(t).Run()
 }
 
 // Run tells the pipeline. Each step is made even if a handler of an earlier one is

@@ -59,8 +59,8 @@ func (r *offloadCall) Run() {
 func (r *offloadCall) back() {
 	if h := r.c.typ.offloaded; h != nil {
 		h.s.post(op{kind: opResult, c: r.c, msg: r})
-	} else if r.c.p.base.loop.Submit((*offloadResult)(r)) != nil {
-		r.finish()
+	} else {
+		r.c.p.base.loop.Deliver((*offloadResult)(r))
 	}
 }
 
@@ -73,4 +73,11 @@ func (r *offloadCall) finish() {
 // offloadResult is an Offload that has ended, as a task of the loop.
 type offloadResult offloadCall
 
-func (t *offloadResult) Run() { t.c.p.run(t.c, (*offloadCall)(t).finish) }
+func (t *offloadResult) Run() {
+	r := (*offloadCall)(t)
+	if !r.c.p.base.loop.InLoop() { // it has ended
+		r.finish()
+		return
+	}
+	r.c.p.run(r.c, r.finish)
+}

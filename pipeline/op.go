@@ -61,7 +61,7 @@ func (b *Base) postWrite(c *Context, msg any, pr *eventloop.Promise) {
 	b.post(op{kind: opWrite, c: c, msg: msg, p: pr, size: size})
 }
 
-// post sends o to the loop. When the loop has ended, o fails here.
+// post sends o to the loop. When the loop takes nothing more, o fails here.
 func (b *Base) post(o op) {
 	t := ops.Get().(*op)
 	*t = o
@@ -69,13 +69,14 @@ func (b *Base) post(o op) {
 	if b.loop.Submit(t) == nil {
 		return
 	}
+	if o.kind >= opAddFailed {
+		b.loop.Deliver((*lateOp)(t))
+		return
+	}
 	*t = op{}
 	ops.Put(t)
 	b.foreign.Add(-o.size)
 	switch {
-	case o.kind >= opAddFailed:
-		b.pl.scope = new(scope) // whoever finds out may not share
-		b.pl.guardedOp(o)
 	case o.kind == opClose && !b.Open():
 		o.p.Complete(nil) // it is what was asked for
 	default:
@@ -98,6 +99,22 @@ func (t *op) Run() {
 	*t = op{}
 	ops.Put(t)
 	o.b.arrive(o)
+}
+
+// lateOp is an op as a task of a loop that has perhaps ended.
+type lateOp op
+
+func (t *lateOp) Run() {
+	t.b.pl.outlive()
+	(*op)(t).Run()
+}
+
+// outlive is called before the pipeline is entered by what a loop that takes no more tasks
+// was to run. When it has ended, whoever does it instead may not share its scope.
+func (p *Pipeline) outlive() {
+	if !p.base.loop.InLoop() {
+		p.scope = new(scope)
+	}
 }
 
 // arrive performs an op that was on its way to the loop.
