@@ -68,8 +68,8 @@ type Channel interface {
 	// If ctx ends while Send waits for room, nothing of msg is written. Later, what
 	// has been written cannot be taken back: Send returns at once, but msg may still
 	// leave. Either way the error is that of ctx. When the channel closes it is one
-	// that matches ErrClosed; messages that still wait for room are dropped, also by
-	// Close. On a loop, or in an offloaded function, Send refuses with
+	// that matches ErrClosed, also when its loop ends and it is still open; messages that
+	// still wait for room are dropped, also by Close. On a loop, or in an offloaded function, Send refuses with
 	// eventloop.ErrWouldDeadlock: use WriteThen there.
 	Send(ctx context.Context, msg any) error
 	// Flush sends what was written, now.

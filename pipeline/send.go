@@ -22,20 +22,24 @@ func (b *Base) Send(ctx context.Context, msg any) error {
 	s := &sender{msg: msg, p: eventloop.NewPromise(b.loop)}
 	q.enter(b, s)
 	done := s.p.Done()
+	var gone error
 	select {
 	case <-done:
 		return s.p.Err()
 	case <-ctx.Done():
+		gone = ctx.Err()
+	case <-b.loop.Done(): // there will be no room, nor will what has been written leave
+		gone = b.closeError()
 	}
 	if q.leave(s) {
 		buffer.Release(msg)
-		return ctx.Err()
+		return gone
 	}
 	select {
 	case <-done:
 		return s.p.Err()
 	default:
-		return ctx.Err()
+		return gone
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 	"github.com/runnel-io/runnel/pipeline/embedded"
@@ -378,6 +379,59 @@ func TestSend_Closed(t *testing.T) {
 		if got := m.refs.Load(); got != 0 {
 			t.Errorf("message %d: got %d references, want 0", i, got)
 		}
+	}
+}
+
+// A loop ends before a channel that has no descriptor, which nobody has closed. Send is
+// told, wherever it is.
+func TestSend_LoopEnds(t *testing.T) {
+	tests := []struct {
+		name string
+		send func(man *eventloop.Manual, ch *embedded.Channel, msg any) <-chan error
+	}{
+		{"while it waits for room", func(man *eventloop.Manual, ch *embedded.Channel, msg any) <-chan error {
+			ch.WriteOutbound("as much as there is room for")
+			got := sendAsync(context.Background(), ch, msg)
+			inLine(t, ch, 1)
+			man.Close()
+			return got
+		}},
+		{"while it waits for the write", func(man *eventloop.Manual, ch *embedded.Channel, msg any) <-chan error {
+			got := sendAsync(context.Background(), ch, msg)
+			for end := time.Now().Add(patience); ch.Writable(); runtime.Gosched() {
+				if time.Now().After(end) {
+					t.Fatal("the message has not come")
+				}
+				man.Turn()
+			}
+			man.Close()
+			return got
+		}},
+		{"before, without room", func(man *eventloop.Manual, ch *embedded.Channel, msg any) <-chan error {
+			ch.WriteOutbound("as much as there is room for")
+			man.Close()
+			return sendAsync(context.Background(), ch, msg)
+		}},
+		{"before", func(man *eventloop.Manual, ch *embedded.Channel, msg any) <-chan error {
+			man.Close()
+			return sendAsync(context.Background(), ch, msg)
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			man := eventloop.NewManual()
+			ch := embedded.NewConfig(embedded.Config{Manual: man, HighWater: 10})
+			ch.Hold(true)
+			msg := buffer.FromString("more than the high water mark")
+			if err := await(t, "the end of Send", tt.send(man, ch, msg)); !errors.Is(err, pipeline.ErrClosed) {
+				t.Errorf("got %v, want ErrClosed", err)
+			}
+			if n := pipeline.WaitingSenders(ch); n != 0 {
+				t.Errorf("in the line: got %d, want 0", n)
+			}
+			_ = ch.Finish()
+			ch.ReleaseAll()
+		})
 	}
 }
 
