@@ -173,6 +173,13 @@ func (ts *timers) place(t *Timer) {
 	}
 }
 
+// postpone gives the entry at the top its true, later key. Its seq stays: the timer was
+// placed when it was.
+func (ts *timers) postpone(key int64) {
+	ts.heap[0].key = key
+	ts.down(0)
+}
+
 // rekey gives the entry at i a new key.
 func (ts *timers) rekey(i int, key int64) {
 	ts.seq++
@@ -214,8 +221,10 @@ func (ts *timers) due(now int64, seq uint64) *Timer {
 		switch at := t.deadline.Load(); {
 		case at == 0:
 			ts.pop()
-		case at > now:
-			ts.rekey(0, at)
+		case at > e.key:
+			// Perhaps due as well, but behind those with an earlier deadline. It keeps its
+			// place in time: only who arms a timer anew has to wait for the next turn.
+			ts.postpone(at)
 		case t.fire(at):
 			ts.pop()
 			return t

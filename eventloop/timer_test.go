@@ -55,6 +55,31 @@ func TestTimerFiresAtItsTime(t *testing.T) {
 	}
 }
 
+// Timers that have come due together, because the loop was held up, fire in the order of
+// their deadlines and in one turn, also those that were postponed by a store.
+func TestPostponedTimersFireInOrder(t *testing.T) {
+	m := newTestManual(t)
+	l := m.Loop()
+	const n = 200
+	var got []int
+	timers := make([]*Timer, n)
+	m.Enter(func() {
+		l.Schedule(0, func() {}) // is due, so nobody looks behind it before the turn
+		for i := range timers {
+			timers[i] = l.Schedule(time.Duration(1+i)*time.Microsecond, func() { got = append(got, i) })
+		}
+	})
+	want := make([]int, n)
+	for at, i := range rand.Perm(n) {
+		want[at] = i
+		timers[i].Reset(time.Duration(1+at) * time.Millisecond)
+	}
+	m.nanos.Add(int64(time.Second)) // the loop was held up
+	if calls := m.Turn(); calls != n+1 || !slices.Equal(got, want) {
+		t.Errorf("got %d calls in one turn, in the order %v, want %d, %v", calls, got, n+1, want)
+	}
+}
+
 func TestTimerStop(t *testing.T) {
 	m := newTestManual(t)
 	l := m.Loop()
