@@ -34,10 +34,7 @@ func (c *closeAll) Run() {
 		if r.closing {
 			continue
 		}
-		func() {
-			defer r.Close(nil)
-			r.h.CloseIO()
-		}()
+		r.tellClose()
 	}
 }
 

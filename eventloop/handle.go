@@ -62,6 +62,10 @@ func (ev Event) String() string {
 // IOHandle is what a loop drives: the owner of a descriptor. All methods are called
 // on the loop. A panic in one is logged and counted, and the loop goes on; a handle
 // that has a better place for it recovers by itself.
+//
+// After a panic in HandleIO, or a runtime.Goexit, what was ready still is, and would be
+// reported in every turn: CloseIO is called, and the registration closed. A [Manual] passes
+// the panic on and leaves that to its caller.
 type IOHandle interface {
 	// HandleIO is called at most once a turn with everything that is ready and was
 	// asked for. Handle EventWrite and EventError before EventRead: the end of a
@@ -73,9 +77,9 @@ type IOHandle interface {
 	// ended, also after Close. The op may be used again from here on.
 	HandleOp(op *Op)
 
-	// CloseIO is called when the loop is ending: close now, without draining. A
-	// handle that does not close its registration is taken out of the poller all
-	// the same.
+	// CloseIO is called when the loop is ending, and after a panic in HandleIO: close
+	// now, without draining. A handle that does not close its registration is taken out
+	// of the poller all the same.
 	CloseIO()
 }
 
@@ -199,6 +203,12 @@ func (r *Registration) Submit(op *Op) error {
 	r.ops++
 	r.loop.ops++
 	return nil
+}
+
+// tellClose tells the handle to close, and sees to it that it does.
+func (r *Registration) tellClose() {
+	defer r.Close(nil)
+	r.h.CloseIO()
 }
 
 // Close ends the registration: the descriptor leaves the poller now, events that

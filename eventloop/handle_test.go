@@ -319,3 +319,64 @@ func TestOpThatThePollerRuns(t *testing.T) {
 	}
 	await(t, p.waits, "the last wait")
 }
+
+// A handle that breaks while its descriptor stays ready is told to close, and its
+// registration is closed, whatever comes of that. The others get what is theirs.
+func TestBrokenHandle(t *testing.T) {
+	tests := []struct {
+		name             string
+		io, closeIO      func()
+		panics, restarts uint64
+	}{
+		{"panic", func() { panic("bug") }, func() {}, 1, 0},
+		{"panic in both", func() { panic("bug") }, func() { panic("another one") }, 2, 0},
+		{"Goexit", runtime.Goexit, func() {}, 0, 1},
+		{"Goexit in both", runtime.Goexit, runtime.Goexit, 0, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r1, broken := newPipe(t)
+			r2, other := newPipe(t)
+			t.Cleanup(func() { // after the loop
+				for _, fd := range []int{r1, broken, r2, other} {
+					mustClose(t, fd)
+				}
+			})
+			l := newTestGroup(t, GroupConfig{Loops: 1}).Next()
+			ios, closes := 0, 0
+			turns := make(chan struct{})
+			var reg *Registration
+			onLoop(t, l, func() {
+				reg, _ = l.Register(broken, &testHandle{
+					io:    func(Event) { ios++; tt.io() },
+					close: func() { closes++; tt.closeIO() },
+				})
+				r, _ := l.Register(other, &testHandle{io: func(Event) {
+					select {
+					case turns <- struct{}{}:
+					default:
+					}
+				}})
+				for _, r := range []*Registration{reg, r} {
+					if err := r.SetInterest(EventWrite); err != nil { // ready all the time
+						t.Error(err)
+					}
+				}
+			})
+			for range 3 {
+				await(t, turns, "I/O of the other handle")
+			}
+			onLoop(t, l, func() {
+				if ios != 1 || closes != 1 {
+					t.Errorf("got %d calls of HandleIO and %d of CloseIO, want 1 and 1", ios, closes)
+				}
+				if err := reg.SetInterest(EventWrite); err != ErrClosed {
+					t.Errorf("SetInterest: got %v, want ErrClosed", err)
+				}
+			})
+			if m := l.Metrics(); m.Panics != tt.panics || m.Restarts != tt.restarts {
+				t.Errorf("got %d panics and %d restarts, want %d and %d", m.Panics, m.Restarts, tt.panics, tt.restarts)
+			}
+		})
+	}
+}

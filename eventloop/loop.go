@@ -327,11 +327,27 @@ func (l *Loop) drive() (ended bool) {
 			l.panicked("loop", v)
 		}
 	}()
+	l.closeBroken()
 	for {
 		l.turn()
 		if l.closing && l.mayEnd() {
 			return true
 		}
+	}
+}
+
+// closeBroken closes the registration whose HandleIO has been interrupted, if that is why
+// the turn has to be gone on with.
+func (l *Loop) closeBroken() {
+	if l.stage != stageIO || l.readyAt == l.readyFrom {
+		return
+	}
+	o := l.outcomes[l.readyAt-1]
+	if o.op != nil {
+		return // it has ended all the same
+	}
+	if r := l.table.find(o.key); r != nil {
+		r.tellClose()
 	}
 }
 
