@@ -286,6 +286,69 @@ func TestDialThenEndsDuringLookUp(t *testing.T) {
 	}
 }
 
+// What ends a look-up does so while it has no worker yet, and there is one outcome: what
+// it finds later is nobody's.
+func TestDialThenEndsBeforeLookUp(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		close   bool
+		want    error
+	}{
+		{"timeout", time.Millisecond, false, ErrConnectTimeout},
+		{"close", patience, true, pipeline.ErrClosed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := newGroup(t, eventloop.GroupConfig{Loops: 1, Offload: eventloop.OffloadConfig{Workers: 1}})
+			l := serve(t, &Server{Group: g}, "tcp", "127.0.0.1:0")
+			port := l.LocalAddr().(*net.TCPAddr).Port
+			busy := make(chan struct{})
+			release := sync.OnceFunc(func() { close(busy) })
+			defer release()
+			if err := g.Offload().Submit(func() { <-busy }); err != nil {
+				t.Fatal(err)
+			}
+			result := make(chan error, 2)
+			ch, err := (&Dialer{Group: g, Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
+				(&Dialer{Timeout: tt.timeout}).DialThen(c, "tcp4", fmt.Sprintf("localhost:%d", port),
+					func(_ pipeline.Channel, err error) { result <- err })
+				return nil
+			}))}).Dial(context.Background(), "tcp", l.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.close {
+				ch.Reset()
+			}
+			if err := await(t, result, "the outcome while the only worker is busy"); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			ch.Reset()
+			await(t, ch.Closed().Done(), "the end of the channel")
+			onChannel(t, l, func() {
+				if n := l.Loop().Metrics().TimersArmed; n != 0 {
+					t.Errorf("timers: got %d armed, want none", n)
+				}
+			})
+
+			// The look-up, then whatever it may bring to the loop.
+			release()
+			looked := make(chan struct{})
+			if err := g.Offload().Submit(func() { close(looked) }); err != nil {
+				t.Fatal(err)
+			}
+			await(t, looked, "what was offloaded behind the look-up")
+			onChannel(t, l, func() {})
+			onChannel(t, l, func() {}) // a task of that task
+			select {
+			case err := <-result:
+				t.Errorf("a second outcome: %v", err)
+			default:
+			}
+		})
+	}
+}
+
 // Whatever comes first, success, refusal, time-out, the end of the context, of the
 // channel that asks or of the loops: each dial has one outcome, and nothing is left.
 func TestDialStress(t *testing.T) {

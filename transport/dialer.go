@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnel-io/runnel/eventloop"
@@ -108,133 +109,143 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (pipeline.Chann
 // DialThen connects to addr on the loop of c, and calls then as c's handler, exactly
 // once, with the active channel or with an error. It never waits, and is what a
 // handler, a proxy's for example, calls. Names are looked up by the group's Offload;
-// the attempt ends when c's channel closes, with an error that matches
-// pipeline.ErrClosed. The new channel reads nothing before then has returned.
+// the attempt ends, whatever it waits for, when Timeout is over and when c's channel
+// closes, then with an error that matches pipeline.ErrClosed. The new channel reads
+// nothing before then has returned.
 func (d *Dialer) DialThen(c *pipeline.Context, network, addr string, then func(ch pipeline.Channel, err error)) {
-	x := &dialing{d: d, c: c, network: network, then: then, timeout: d.timeout()}
+	x := &dialing{d: d, c: c, network: network, addr: addr, then: then, timeout: d.timeout()}
 	var err error
 	if x.cfg, err = d.Config.check(); err != nil {
 		x.tell(nil, err)
 		return
 	}
 	x.addrs = literal(network, addr)
-	var ctx context.Context
-	if x.addrs == nil {
-		ctx, x.cancel = context.WithCancelCause(c.Channel().Context())
+	// In a task: c's handler may run on an executor.
+	if err := c.Loop().Execute(x.begin); err != nil {
+		x.tell(nil, x.failure(err))
 	}
-	start := time.Now()
+}
+
+// dialing is a DialThen under way. Besides the look-up, which uses nothing of it that
+// changes, it is the loop's.
+type dialing struct {
+	d             *Dialer
+	c             *pipeline.Context
+	cfg           Config
+	network, addr string
+	then          func(pipeline.Channel, error)
+	timeout       time.Duration // none if not positive
+
+	told atomic.Bool // then has been called, or is about to be; any goroutine
+
+	// Loop-only.
+	addrs    []net.Addr // nil until they have been looked up
+	deadline time.Time  // zero if there is none
+	timer    *eventloop.Timer
+	forget   func() bool             // what the end of c's channel would do
+	cancel   context.CancelCauseFunc // ends the look-up; nil without
+	s        dialed                  // while it connects
+}
+
+// begin starts the attempt. Loop-only.
+func (x *dialing) begin() {
+	l := x.c.Loop()
 	if x.timeout > 0 {
-		x.timer = c.Loop().Schedule(x.timeout, x.timedOut)
+		x.deadline = l.Now().Add(x.timeout)
+		x.timer = l.Schedule(x.timeout, func() { x.end(ErrConnectTimeout) })
 	}
+	// Not by Closed, which could not be told to forget it.
+	ctx := x.c.Channel().Context()
+	x.forget = context.AfterFunc(ctx, func() {
+		_ = l.Execute(func() { x.end(x.c.Channel().CloseReason()) })
+	})
 	if x.addrs != nil {
-		x.goOn()
+		x.connect()
 		return
 	}
+	ctx, x.cancel = context.WithCancelCause(ctx)
 	// Not by Context.Offload: a look-up is nothing that other work has to wait for.
-	err = c.Loop().Offload().Submit(func() {
-		addrs, err := resolve(ctx, network, addr)
+	err := l.Offload().Submit(func() {
+		addrs, err := resolve(ctx, x.network, x.addr)
 		if c := context.Cause(ctx); c != nil {
 			err = c
 		}
-		x.cancel(nil)
-		if err != nil {
-			x.fail(&OpError{Op: "connect", Err: err})
-			return
+		if l.Execute(func() { x.found(addrs, err) }) != nil {
+			x.tell(nil, x.failure(eventloop.ErrLoopClosed)) // the loop has ended, and uses nothing of x any more
 		}
-		x.addrs = addrs
-		if x.timeout > 0 {
-			x.timeout = max(x.timeout-time.Since(start), 1)
-		}
-		x.goOn()
 	})
 	if err != nil {
-		x.cancel(nil)
-		x.fail(&OpError{Op: "connect", Err: err})
+		x.end(err)
 	}
 }
 
-// dialing is a DialThen under way. It is used by one goroutine after the other: the
-// handler's, the look-up's, the loop.
-type dialing struct {
-	d       *Dialer
-	c       *pipeline.Context
-	cfg     Config
-	network string
-	then    func(pipeline.Channel, error)
-	timeout time.Duration // what is left of it when the connect begins; none if not positive
-	timer   *eventloop.Timer
-	addrs   []net.Addr
-	cancel  context.CancelCauseFunc // ends the look-up; any goroutine
-
-	// Loop-only.
-	s    dialed // while it connects
-	late bool   // the time is over
-}
-
-// goOn has the loop connect in a task: c's handler may run on an executor.
-func (x *dialing) goOn() {
-	if err := x.c.Loop().Execute(x.connect); err != nil {
-		x.fail(&OpError{Op: "connect", Addr: x.addrs[0], Err: err})
+// found goes on with what the look-up has found. Loop-only.
+func (x *dialing) found(addrs []net.Addr, err error) {
+	if x.told.Load() {
+		return // it took too long, or nobody wants it any more
 	}
-}
-
-// timedOut ends what is under way. Loop-only.
-func (x *dialing) timedOut() {
-	x.late = true
-	switch {
-	case x.s != nil:
-		x.s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: x.addrs[0], Err: ErrConnectTimeout})
-	case x.cancel != nil:
-		x.cancel(ErrConnectTimeout)
+	if err != nil {
+		x.end(err)
+		return
 	}
+	x.addrs = addrs
+	x.connect()
 }
 
 // connect connects. Loop-only.
 func (x *dialing) connect() {
 	c := x.c
-	err := c.Channel().CloseReason()
-	if err == nil && x.late {
-		err = ErrConnectTimeout
-	}
-	if err != nil {
-		x.fail(&OpError{Op: "connect", Addr: x.addrs[0], Err: err})
+	if err := c.Channel().CloseReason(); err != nil {
+		x.end(err)
 		return
-	}
-	var deadline time.Time
-	if x.timeout > 0 {
-		deadline = c.Loop().Now().Add(x.timeout)
 	}
 	c.Loop().Group().Hold()
 	s := newDialed(&x.cfg, x.network, c.Loop())
 	s.setStarved(true) // until then has been called: what it does with the channel comes first
 	x.s = s
-	// Not by Closed, which could not be told to forget it.
-	forget := context.AfterFunc(c.Channel().Context(), func() {
-		_ = c.Loop().Execute(func() {
-			if x.s != nil {
-				s.Abort(pipeline.CloseNow, &OpError{Op: "connect", Addr: x.addrs[0], Err: c.Channel().CloseReason()})
-			}
-		})
-	})
-	x.d.connect(s, x.addrs, deadline, func(err error) {
+	x.d.connect(s, x.addrs, x.deadline, func(err error) {
 		x.s = nil
-		forget()
 		if err != nil {
-			x.fail(err)
-			return
+			s = nil
 		}
-		x.tell(s, nil)
+		x.finish(s, err)
 	})
 }
 
-// fail tells of the end of the attempt. Any goroutine.
-func (x *dialing) fail(err error) { x.tell(nil, err) }
+// end ends the attempt, whatever is under way. Loop-only.
+func (x *dialing) end(err error) {
+	err = x.failure(err)
+	if x.s != nil {
+		x.s.Abort(pipeline.CloseNow, err) // whose outcome is told
+	}
+	x.finish(nil, err)
+}
 
-// tell calls then as the handler, in a task, so that it never runs before DialThen has
-// returned; when the loop has ended, here. Any goroutine.
-func (x *dialing) tell(s dialed, err error) {
+// failure is what is told of err. The loop's, or without a loop anybody's.
+func (x *dialing) failure(err error) error {
+	if x.addrs == nil {
+		return &OpError{Op: "connect", Err: err}
+	}
+	return &OpError{Op: "connect", Addr: x.addrs[0], Err: err}
+}
+
+// finish gives up what would end the attempt, and tells of its outcome. Loop-only.
+func (x *dialing) finish(s dialed, err error) {
 	if x.timer != nil {
 		x.timer.Stop()
+	}
+	x.forget()
+	if x.cancel != nil {
+		x.cancel(err)
+	}
+	x.tell(s, err)
+}
+
+// tell calls then as the handler, in a task, so that it never runs before DialThen has
+// returned; when the loop has ended, here. Only the first outcome counts. Any goroutine.
+func (x *dialing) tell(s dialed, err error) {
+	if !x.told.CompareAndSwap(false, true) {
+		return
 	}
 	then := func() {
 		if err != nil {
