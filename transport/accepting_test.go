@@ -91,6 +91,7 @@ func newAcceptRig(t *testing.T, srv *Server) *acceptRig {
 	})
 	r.m.Turn()
 	t.Cleanup(func() {
+		wantNoTimers(t, r.m, r.CloseIO)
 		r.m.Close()
 		if r.k.closes != 1 {
 			t.Errorf("listening socket closed %d times, want once", r.k.closes)

@@ -171,7 +171,13 @@ func (s *stream) closeNow(reset bool, reason error) {
 			waiting = append(waiting, r.shutWrite)
 			r.shutWrite = nil
 		}
-		dial, r.dial = r.dial, nil
+		if dial, r.dial = r.dial, nil; dial != nil {
+			dial.stopTimer()
+		}
+		if r.grace != nil {
+			r.grace.Stop()
+			r.grace = nil
+		}
 	}
 	told := false
 	tell := func() {

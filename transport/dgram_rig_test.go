@@ -140,6 +140,7 @@ func newDgramRig(t *testing.T, cfg rigConfig, handlers ...any) *dgramRig {
 		})
 	})
 	t.Cleanup(func() {
+		wantNoTimers(t, m, r.CloseIO)
 		before := r.k.closes
 		m.Close()
 		if before > 1 || r.k.closes != 1 {

@@ -53,7 +53,10 @@ func newDialRig(t *testing.T, d *Dialer, deadline time.Duration, addrs ...string
 		t.Fatal(err)
 	}
 	r := &dialRig{m: eventloop.NewManual()}
-	t.Cleanup(r.m.Close)
+	t.Cleanup(func() {
+		wantNoTimers(t, r.m, r.CloseIO)
+		r.m.Close()
+	})
 	r.m.Turn() // which tells the loop the time
 	r.stream = newStream(&cfg, r.m.Loop(), nil, -1)
 	var list []net.Addr

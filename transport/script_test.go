@@ -230,6 +230,7 @@ func newRig(t *testing.T, cfg rigConfig, handlers ...any) *rig {
 		})
 	})
 	t.Cleanup(func() {
+		wantNoTimers(t, m, r.CloseIO)
 		before := r.k.closes
 		m.Close()
 		if before > 1 || r.k.closes != 1 {
@@ -237,6 +238,17 @@ func newRig(t *testing.T, cfg rigConfig, handlers ...any) *rig {
 		}
 	})
 	return r
+}
+
+// wantNoTimers ends a channel by its CloseIO and checks that it has left no timer armed: one
+// that nobody stops keeps a channel, with all that it has, for as long as it runs.
+func wantNoTimers(t *testing.T, m *eventloop.Manual, closeIO func()) {
+	t.Helper()
+	m.Enter(closeIO)
+	m.Advance(starvedRetry) // that one is of all channels of a loop, and not worth stopping
+	if n := m.Loop().Metrics().TimersArmed; n != 0 {
+		t.Errorf("timers: got %d armed after the end of the channel, want none", n)
+	}
 }
 
 // do runs f on the loop, then a turn.
