@@ -197,6 +197,9 @@ func (s *stream) closeNow(reset bool, reason error) {
 			defer tell()
 			s.opsEnded()
 		}
+		if s.rare != nil {
+			s.removeFile()
+		}
 		if reset || !s.closeOffLoop(ended) {
 			defer ended()
 			s.giveUpSocket(reset)

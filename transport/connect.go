@@ -155,12 +155,15 @@ func (s *stream) connectTo(addr net.Addr) error {
 	}
 	s.remote.store(addr)
 	if err = s.cfg.prepare(fd, addr, s.rare.dial.local); err == nil && s.rare.dial.local != nil {
-		err = sys.Bind(fd, s.rare.dial.local)
+		if err = sys.Bind(fd, s.rare.dial.local); err == nil {
+			s.rare.file = socketFileOf(s.rare.dial.local)
+		}
 	}
 	if err == nil {
 		s.reg, err = s.Loop().Register(fd, s)
 	}
 	if err != nil {
+		s.removeFile()
 		_ = sys.Close(fd)
 		return err
 	}
@@ -179,11 +182,19 @@ func (s *stream) connectFailed(addr net.Addr, err error) {
 
 // dropSocket closes the socket of a connect that has not come about.
 func (s *stream) dropSocket() {
+	s.removeFile()
 	if s.reg != nil {
 		fd := int(s.fd.fd)
 		s.reg.Close(func() { _ = sys.Close(fd) })
 		s.reg, s.fd.fd = nil, -1
 	}
+}
+
+// removeFile removes the file of the Unix socket that the connection comes from: the
+// next one from there could not be bound.
+func (s *stream) removeFile() {
+	s.rare.file.remove()
+	s.rare.file = nil
 }
 
 // connectEnded is told that a connect that was waited for has ended.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -154,6 +155,63 @@ func TestUnixListenerWithoutRoom(t *testing.T) {
 	r.m.Advance(connectRetry)
 	if len(r.result) != 1 || r.result[0] != nil || !r.Active() {
 		t.Errorf("with room: got %v, active %v; want nil, true", r.result, r.Active())
+	}
+}
+
+// A Unix socket that comes from a path can be tried again, and leaves no file behind,
+// however it ends.
+func TestUnixDialFromPath(t *testing.T) {
+	exists := func(path string) bool {
+		_, err := os.Lstat(path)
+		return err == nil
+	}
+	addr := anyAddr(t, "unix")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: addr}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	waiting, err := net.Dial("unix", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	local := addr + ".client"
+	d := &Dialer{LocalAddr: &net.UnixAddr{Name: local, Net: "unix"}}
+
+	r := newDialRig(t, d, time.Minute, addr)
+	r.m.Advance(time.Second)
+	if len(r.result) != 0 {
+		t.Fatalf("without room: got %v, want no outcome", r.result)
+	}
+	c, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(c)
+	r.m.Advance(connectRetry)
+	if len(r.result) != 1 || r.result[0] != nil || r.LocalAddr().String() != local || !exists(local) {
+		t.Errorf("with room: got %v from %v, want a connection from %s", r.result, r.LocalAddr(), local)
+	}
+
+	// A name that is taken is not ours to remove.
+	taken := newDialRig(t, d, time.Minute, addr)
+	if len(taken.result) != 1 || !errors.Is(taken.result[0], syscall.EADDRINUSE) || !exists(local) {
+		t.Errorf("from a name that is taken: got %v, file %v; want EADDRINUSE and the file", taken.result, exists(local))
+	}
+	r.m.Enter(r.Reset)
+	if exists(local) {
+		t.Error("the file is there after the end of the channel")
+	}
+
+	given := newDialRig(t, d, time.Minute, addr) // there is no room again
+	given.m.Enter(func() { given.Abort(pipeline.CloseNow, errors.New("over")) })
+	refused := newDialRig(t, d, time.Minute, addr+".nobody")
+	if len(refused.result) != 1 || !errors.Is(refused.result[0], syscall.ENOENT) || exists(local) {
+		t.Errorf("to nobody: got %v, file %v; want ENOENT and no file", refused.result, exists(local))
 	}
 }
 

@@ -26,7 +26,8 @@ type Dialer struct {
 	// Group runs the channels made by Dial. nil means the default that all servers
 	// and dialers share.
 	Group *eventloop.Group
-	// LocalAddr is where the connection comes from. nil leaves it to the system.
+	// LocalAddr is where the connection comes from. nil leaves it to the system. The file
+	// of a Unix socket is removed when its channel ends.
 	LocalAddr net.Addr
 	// Timeout bounds the look-up and the connect, all addresses of a name together:
 	// while there are others left, one gets an equal part of the time, but 2 s at least

@@ -74,6 +74,7 @@ type stream struct {
 // It is apart because there may be a million channels that do nothing of that.
 type rareState struct {
 	dial       *connecting
+	file       *socketFile        // that the socket of a dialed channel is bound to; nil if there is none
 	dialed     func(error)        // to be called when a dialed channel is active
 	shutWrite  *eventloop.Promise // of CloseWrite
 	reason     error              // of the close that waits for the queue, or of the failure
