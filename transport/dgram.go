@@ -57,6 +57,8 @@ type dgram struct {
 	reason     error         // of the close that waits for the queue
 	rest       time.Duration // until the next try, when readiness does not tell
 	resting    *eventloop.Timer
+	asideRest  time.Duration // until what is aside is tried again
+	asideTimer *eventloop.Timer
 
 	at         dgramState
 	entered    bool // the loop is in one of this channel's methods

@@ -17,11 +17,12 @@ const dgramBatch = 16
 // each leaves as a whole or not at all. It calls no kernel and no handler.
 type dgramQueue struct {
 	entries fifo[outDatagram]
+	aside   asideQueue               // those whose receivers have no room
 	told    fifo[*eventloop.Promise] // of those that have left, to be completed
 
 	queued uint64 // datagrams ever added
-	gone   uint64 // datagrams that have left or failed
-	charge int64  // pinned bytes, as the water marks count them
+	gone   uint64 // datagrams that have left or failed, or are aside
+	charge int64  // pinned bytes, as the water marks count them, with those that are aside
 }
 
 // outDatagram is a datagram in the queue. Addr and name are empty on a channel that
@@ -32,9 +33,13 @@ type outDatagram struct {
 	name   string
 	p      *eventloop.Promise
 	charge int64
+	aside  bool // it has been set aside once, and has not left
 }
 
-func (q *dgramQueue) empty() bool { return q.entries.n == 0 }
+// pending is what the water marks judge: what waits for the socket, not for a receiver.
+func (q *dgramQueue) pending() int64 { return q.charge - q.aside.charge }
+
+func (q *dgramQueue) empty() bool { return q.entries.n == 0 && q.aside.entries.n == 0 }
 
 // add queues e, whose Buf it takes over.
 func (q *dgramQueue) add(e outDatagram) {
@@ -42,6 +47,9 @@ func (q *dgramQueue) add(e outDatagram) {
 	if last := q.entries.last(); last != nil && last.buf.Parts() == 1 && last.buf.SharesMemory(e.buf) {
 		// Slices of one block that follow each other are charged for it once.
 		q.charge -= last.charge - entryCharge
+		if last.aside {
+			q.aside.charge -= last.charge - entryCharge
+		}
 		last.charge = entryCharge
 	}
 	q.charge += e.charge
@@ -50,12 +58,14 @@ func (q *dgramQueue) add(e outDatagram) {
 }
 
 // batch returns how many datagrams the next call is to send, of those before
-// position limit: at least one.
+// position limit: at least one, and none after the first that has to wait behind what is
+// aside.
 func (q *dgramQueue) batch(limit uint64) (n int) {
 	n = int(min(limit-q.gone, dgramBatch))
 	bytes := 0
 	for i := range n {
-		if bytes += q.entries.at(i).buf.Len(); bytes > sys.MaxRaw && i > 0 {
+		e := q.entries.at(i)
+		if bytes += e.buf.Len(); i > 0 && (bytes > sys.MaxRaw || q.aside.holds(e.name)) {
 			return i
 		}
 	}
@@ -68,6 +78,7 @@ func (q *dgramQueue) left(n int) (bytes int) {
 	for range n {
 		e := q.take()
 		bytes += e.buf.Len()
+		q.aside.took(e.name)
 		if e.p != nil {
 			q.told.push(e.p)
 		}
@@ -83,6 +94,9 @@ func (q *dgramQueue) take() outDatagram {
 	*first = outDatagram{}
 	q.entries.pop()
 	q.charge -= e.charge
+	if e.aside {
+		q.aside.charge -= e.charge
+	}
 	q.gone++
 	return e
 }
@@ -101,5 +115,6 @@ func (q *dgramQueue) due() *eventloop.Promise {
 // idle gives back the memory of a queue that is empty and was long.
 func (q *dgramQueue) idle() {
 	q.entries.shrink()
+	q.aside.entries.shrink()
 	q.told.shrink()
 }

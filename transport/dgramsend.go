@@ -48,6 +48,12 @@ func (s *dgram) flush() {
 			break
 		}
 	}
+	if s.out.gone >= s.flushTo {
+		s.out.aside.tried()
+	}
+	if len(s.out.aside.receivers) == 0 {
+		s.asideRest = 0
+	}
 	if s.at != dgramClosed {
 		s.settle()
 	}
@@ -91,6 +97,10 @@ func (t *dgramFlush) Run() {
 
 // sendBatch sends what is first in the queue, and returns how many bytes have left.
 func (s *dgram) sendBatch() int {
+	if s.out.aside.holds(s.out.entries.first().name) {
+		s.receiverFull()
+		return 0
+	}
 	n := s.out.batch(s.flushTo)
 	n, err := s.sock.send(&s.out, n, s.state.outgoing())
 	s.Loop().Counters().Writevs++
@@ -99,7 +109,11 @@ func (s *dgram) sendBatch() int {
 		return 0
 	}
 	s.woken, s.again, s.rest = false, false, 0
+	full := len(s.out.aside.receivers)
 	sent := s.out.left(n)
+	if len(s.out.aside.receivers) < full {
+		s.asideRest = 0 // one reads again, and soon perhaps more
+	}
 	s.Loop().Counters().BytesWritten += uint64(sent)
 	return sent
 }
@@ -111,10 +125,13 @@ func (s *dgram) sendFailed(err error) {
 	case err == sys.ErrAgain && !s.woken:
 		s.blocked = true
 		return
+	case err == sys.ErrAgain && s.out.entries.first().name != "":
+		// The socket is ready and cannot send all the same: the queue of this receiver is
+		// full.
+		s.receiverFull()
+		return
 	case err == sys.ErrAgain, errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-		// The socket is ready and cannot send all the same: a Unix socket that is not
-		// connected is, while the queue of this receiver is full, and so is any socket
-		// whose device has no room.
+		// So is any socket whose device has no room.
 		s.takeRest()
 		return
 	case !s.again && s.peer.IsValid() && errors.Is(err, syscall.ECONNREFUSED):
@@ -124,6 +141,11 @@ func (s *dgram) sendFailed(err error) {
 		return
 	}
 	s.again = false
+	s.failFirst(err)
+}
+
+// failFirst has the first datagram in the queue fail.
+func (s *dgram) failFirst(err error) {
 	e := s.out.take()
 	to := s.remote.load()
 	if e.name != "" || e.addr.IsValid() {
@@ -157,7 +179,7 @@ func (s *dgram) completeDue() {
 // settle judges the water marks after a flush, and does what had to wait for the
 // queue to leave.
 func (s *dgram) settle() {
-	s.SetPending(s.out.charge)
+	s.SetPending(s.out.pending())
 	if s.at == dgramClosed {
 		return
 	}
@@ -189,7 +211,7 @@ func (c *dgramCore) DoWrite(msg any, p *eventloop.Promise) {
 	}
 	e.p = p
 	s.out.add(e)
-	if s.out.charge > s.HighWater() && !s.cfg.ManualFlush && !s.inFlush && !s.waiting() {
+	if s.out.pending() > s.HighWater() && !s.cfg.ManualFlush && !s.inFlush && !s.waiting() {
 		// Only what the socket does not take is judged.
 		s.flushTo = s.out.queued
 		s.flush()
@@ -197,11 +219,11 @@ func (c *dgramCore) DoWrite(msg any, p *eventloop.Promise) {
 			return
 		}
 	}
-	if s.cfg.MaxPending > 0 && s.out.charge > int64(s.cfg.MaxPending) {
+	if s.cfg.MaxPending > 0 && s.out.pending() > int64(s.cfg.MaxPending) {
 		s.fail("write", ErrSlowPeer)
 		return
 	}
-	s.SetPending(s.out.charge)
+	s.SetPending(s.out.pending())
 }
 
 // outgoing makes an entry of the queue of msg, which it takes over.
@@ -320,12 +342,12 @@ func (s *dgram) closeNow(reason error) {
 	}
 	for !s.dropQueue(&waiting) {
 	}
-	for _, t := range []*eventloop.Timer{s.closeTimer, s.resting} {
+	for _, t := range []*eventloop.Timer{s.closeTimer, s.resting, s.asideTimer} {
 		if t != nil {
 			t.Stop()
 		}
 	}
-	s.closeTimer, s.resting = nil, nil
+	s.closeTimer, s.resting, s.asideTimer = nil, nil, nil
 	end := func() {
 		s.file.remove()
 		if s.fd.fd >= 0 {
@@ -351,6 +373,7 @@ func (s *dgram) dropQueue(waiting *[]*eventloop.Promise) (done bool) {
 			s.Logger().Error("queued message cannot be released", zap.Stringer("channel", s), zap.Any("panic", v))
 		}
 	}()
+	s.out.putBack()
 	for !s.out.empty() {
 		e := s.out.take()
 		if e.p != nil {

@@ -22,7 +22,9 @@ var (
 	// Config.MaxDatagram, which was dropped.
 	ErrTruncated = errors.New("transport: datagram is too long")
 	// ErrSlowPeer is the reason of channels whose queue passed Config.MaxPending, or was
-	// the longest when all together passed Config.Budget.
+	// the longest when all together passed Config.Budget, and the cause of the error of a
+	// datagram whose receiver, at a Unix socket that is not connected, has taken nothing for
+	// a second, or has too much waiting.
 	ErrSlowPeer = errors.New("transport: peer reads too slowly")
 	// ErrFileShrunk fails a file region, or a mapped Buf, whose file ended before it did.
 	ErrFileShrunk = errors.New("transport: file is shorter than its region")
