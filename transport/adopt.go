@@ -15,9 +15,12 @@ import (
 )
 
 // Adopt makes an active channel, with the Dialer's Init and Config, of something that
-// is connected already: a *net.TCPConn, a *net.UnixConn, or an *os.File that is an end
-// of a pipe, a FIFO, a terminal or a stream socket; os.NewFile makes one of a raw
-// descriptor. It must not be called on a loop.
+// is connected already: a *net.TCPConn, a *net.UnixConn, a *net.UDPConn, or an *os.File
+// that is an end of a pipe, a FIFO, a terminal, or a socket of streams or datagrams;
+// os.NewFile makes one of a raw descriptor. It must not be called on a loop.
+//
+// The messages of a datagram socket that is connected are those of a channel that was
+// dialed; one that is not has *Datagram, as the channels of [Server.Listen].
 //
 // Of an end that is for reading only the sending side is closed from the beginning:
 // a write fails with pipeline.ErrOutputShutdown. An end for writing only reads
@@ -58,15 +61,20 @@ func (d *Dialer) Adopt(c io.Closer) (pipeline.Channel, error) {
 			return nil, &OpError{Op: "adopt", Addr: a.remote, Err: err}
 		}
 	}
-	s, err := a.channel(&cfg, g.Next())
+	var s dialed
+	if a.kind == sys.KindDatagram {
+		s, err = a.datagrams(&cfg, g.Next())
+	} else {
+		s, err = a.channel(&cfg, g.Next())
+	}
 	if err != nil {
 		a.close()
 		g.Release()
 		return nil, &OpError{Op: "adopt", Addr: a.remote, Err: err}
 	}
-	if err, ran := s.startAndWait(d.Init); err != nil {
+	if err, ran := startAndWait(s, d.Init); err != nil {
 		if !ran {
-			s.sock.close()
+			a.close()
 			g.Release()
 		}
 		return nil, &OpError{Op: "adopt", Addr: a.remote, Err: err}
@@ -76,7 +84,8 @@ func (d *Dialer) Adopt(c io.Closer) (pipeline.Channel, error) {
 
 // Adopt has the server serve something that exists already, and returns its channel:
 // a listening socket (a *net.TCPListener, a *net.UnixListener, or an *os.File of one)
-// becomes one of its listeners, as by Listen; a connection becomes one of the channels
+// becomes one of its listeners, as by Listen; a datagram socket one of its channels of
+// datagrams, likewise; a connection becomes one of the channels
 // that it has accepted, with no listener as its Parent, as by [Dialer.Adopt], which
 // says what c may be, what becomes of it and what the errors are. It counts for
 // MaxConns, but is taken also at the limit. Options that Config
@@ -108,7 +117,30 @@ func (s *Server) Adopt(c io.Closer) (pipeline.Channel, error) {
 		}
 		return s.s.listen(newListener(s.s, g.Next(), a.fd, a.local))
 	}
+	if a.kind == sys.KindDatagram {
+		return s.s.adoptDatagrams(a)
+	}
 	return s.s.adoptConn(a)
+}
+
+// adoptDatagrams makes a channel of datagrams of a.
+func (s *server) adoptDatagrams(a *adopted) (pipeline.Channel, error) {
+	g, err := s.acquire()
+	if err != nil {
+		a.close()
+		return nil, &OpError{Op: "adopt", Addr: a.local, Err: err}
+	}
+	ch, err := a.datagrams(&s.cfg, g.Next())
+	if err != nil {
+		a.close()
+		g.Release()
+		return nil, &OpError{Op: "adopt", Addr: a.local, Err: err}
+	}
+	ch.srv = s
+	if err := s.startDgram(ch); err != nil {
+		return nil, err
+	}
+	return ch, nil
 }
 
 // adoptConn makes an accepted channel of a.
@@ -130,7 +162,7 @@ func (s *server) adoptConn(a *adopted) (pipeline.Channel, error) {
 		g.Release()
 		return nil, ErrServerClosed
 	}
-	if err, ran := ch.startAndWait(s.start); err != nil {
+	if err, ran := startAndWait(ch, s.start); err != nil {
 		if !ran && ch.Open() {
 			ch.sock.close()
 			s.ended(ch)
@@ -158,7 +190,7 @@ func (s *server) addAdopted(ch *stream) bool {
 
 // startAndWait starts s on its loop. It reports whether the loop has seen s: if not
 // it is the caller's to end.
-func (s *stream) startAndWait(init func(pipeline.Channel) error) (err error, ran bool) {
+func startAndWait(s dialed, init func(pipeline.Channel) error) (err error, ran bool) {
 	started := make(chan error, 1)
 	err = s.Loop().Execute(func() {
 		err := pipeline.ErrGoexit // unless start returns
@@ -174,7 +206,7 @@ func (s *stream) startAndWait(init func(pipeline.Channel) error) (err error, ran
 
 var (
 	errListens   = errors.New("it listens: only a Server can adopt it")
-	errNotStream = fmt.Errorf("not a stream: %w", errors.ErrUnsupported)
+	errNotStream = fmt.Errorf("neither a stream nor a socket of datagrams: %w", errors.ErrUnsupported)
 )
 
 // adopted is a descriptor that was taken over.
@@ -228,6 +260,10 @@ func (a *adopted) look() error {
 		if a.local, err = sys.LocalAddr(a.fd, ""); err != nil {
 			return err
 		}
+	case sys.KindDatagram:
+		if err := a.lookAtDatagrams(); err != nil {
+			return err
+		}
 	case sys.KindPipe, sys.KindDevice:
 		if !what.Reads && !what.Writes {
 			return errNotStream
@@ -247,9 +283,30 @@ func (a *adopted) look() error {
 	return nil
 }
 
+// lookAtDatagrams finds out the addresses of a datagram socket.
+func (a *adopted) lookAtDatagrams() (err error) {
+	if a.local, err = sys.LocalAddr(a.fd, "udp"); err != nil {
+		return err
+	}
+	network := "udp"
+	switch local := a.local.(type) {
+	case *net.UDPAddr:
+	case *net.UnixAddr:
+		network = "unixgram"
+		local.Net = network
+	default:
+		return errNotStream // netlink, for one
+	}
+	a.remote, err = sys.RemoteAddr(a.fd, network)
+	if errors.Is(err, syscall.ENOTCONN) {
+		a.remote, err = nil, nil
+	}
+	return err
+}
+
 // close gives up what was taken over.
 func (a *adopted) close() {
-	if a.what.Blocking && a.kind != sys.KindStream && a.kind != sys.KindListener {
+	if a.what.Blocking && (a.kind == sys.KindPipe || a.kind == sys.KindDevice) {
 		_ = sys.SetBlocking(a.fd, true)
 	}
 	_ = sys.Close(a.fd)
@@ -269,6 +326,19 @@ func (a *adopted) channel(cfg *Config, loop *eventloop.Loop) (*stream, error) {
 		s.sock = &fileSocket{fd: &s.fd, what: a.what}
 		s.inputShut = !a.what.Reads
 		s.outputShut, s.outputDone = !a.what.Writes, !a.what.Writes
+	}
+	return s, nil
+}
+
+// datagrams makes a channel of a datagram socket. It is not started yet.
+func (a *adopted) datagrams(cfg *Config, loop *eventloop.Loop) (*dgram, error) {
+	if err := cfg.apply(a.fd, a.local); err != nil {
+		return nil, err
+	}
+	s := newDgram(cfg, loop, a.fd, a.local)
+	if a.remote != nil {
+		s.connected = true
+		s.connectedTo(a.remote)
 	}
 	return s, nil
 }

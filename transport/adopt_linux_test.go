@@ -390,12 +390,19 @@ func TestAdoptRefused(t *testing.T) {
 		{"a directory", open(t.TempDir(), os.O_RDONLY), errors.ErrUnsupported},
 		{"no more than a path", open(t.TempDir(), 0x200000 /* O_PATH */), errors.ErrUnsupported},
 		{"the null device", open(os.DevNull, os.O_RDWR), errors.ErrUnsupported},
-		{"a datagram socket", func(t *testing.T) io.Closer {
-			c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		{"a socket of messages of the kernel", func(t *testing.T) io.Closer {
+			fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, syscall.NETLINK_ROUTE)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return c
+			return os.NewFile(uintptr(fd), "netlink")
+		}, errors.ErrUnsupported},
+		{"a socket of packets in a sequence", func(t *testing.T) io.Closer {
+			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return os.NewFile(uintptr(fd), "seqpacket")
 		}, errors.ErrUnsupported},
 		{"a connection without a descriptor", func(t *testing.T) io.Closer {
 			c, _ := net.Pipe()

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,9 @@ type dgram struct {
 	srv *server // that made the channel; nil if it was dialed
 
 	local, remote addrBox // any goroutine
+
+	nth        uint64      // guarded by srv.mu: in the order in which the server's sockets were bound
+	handedOver atomic.Bool // the socket, and its file, are also somebody else's
 
 	// Loop-only.
 	state *loopState
@@ -174,13 +178,18 @@ func (s *dgram) connectTo(addr, local net.Addr) error {
 	}
 	s.remote.store(addr)
 	if a, err := sys.RemoteAddr(fd, addr.Network()); err == nil {
-		s.remote.store(a)
-		if udp, ok := a.(*net.UDPAddr); ok {
-			ap := udp.AddrPort()
-			s.peer = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-		}
+		s.connectedTo(a)
 	}
 	return nil
+}
+
+// connectedTo takes note of the peer of a socket that is connected.
+func (s *dgram) connectedTo(remote net.Addr) {
+	s.remote.store(remote)
+	if udp, ok := remote.(*net.UDPAddr); ok {
+		ap := udp.AddrPort()
+		s.peer = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
 }
 
 // HandleIO implements eventloop.IOHandle.

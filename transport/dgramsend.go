@@ -349,7 +349,9 @@ func (s *dgram) closeNow(reason error) {
 	}
 	s.closeTimer, s.resting, s.asideTimer = nil, nil, nil
 	end := func() {
-		s.file.remove()
+		if !s.handedOver.Load() {
+			s.file.remove()
+		}
 		if s.fd.fd >= 0 {
 			s.sock.close()
 		}

@@ -139,6 +139,8 @@ func (s *server) addDgram(ch *dgram) bool {
 	if s.dgrams == nil {
 		s.dgrams = make(map[*dgram]struct{})
 	}
+	s.bound++
+	ch.nth = s.bound
 	s.dgrams[ch] = struct{}{}
 	return true
 }

@@ -1,11 +1,15 @@
 package transport
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
@@ -76,10 +80,11 @@ func listenNames(pid int, env func(string) string) ([]string, error) {
 	return names, nil
 }
 
-// ListenerFiles returns duplicates of the server's listening sockets, in the order in
-// which they began to listen, for a process that takes this one's place; with PerLoop,
-// all of each address. Both may accept from then on, until this server shuts down, and
-// nobody who connects meanwhile is refused or lost. The files of Unix sockets, which
+// ListenerFiles returns duplicates of the server's listening sockets, and of those by
+// which it gets datagrams from anybody, in the order in which they were bound, for a
+// process that takes this one's place; with PerLoop, all of each address. Both may accept
+// and receive from then on, until this server shuts down, and nobody who connects
+// meanwhile is refused or lost, nor a datagram. The files of Unix sockets, which
 // are the successor's now, are not removed when the listeners close. The files are the
 // caller's to close. It must not be called on a loop.
 func (s *Server) ListenerFiles() ([]*os.File, error) {
@@ -91,8 +96,8 @@ func (s *Server) ListenerFiles() ([]*os.File, error) {
 		return nil, s.err
 	}
 	var files []*os.File
-	for _, l := range s.s.allListeners() {
-		f, err := l.dup()
+	for _, b := range s.s.allBound() {
+		f, err := b.dup()
 		if err != nil {
 			for _, f := range files {
 				_ = f.Close()
@@ -106,24 +111,62 @@ func (s *Server) ListenerFiles() ([]*os.File, error) {
 	return files, nil
 }
 
-// dup returns a duplicate of the listening socket, or nil if it has closed. Off the
-// loop, which alone knows that the descriptor is still this socket's.
+// bound is a socket of a server that others send to: a listener's or one of datagrams.
+type bound interface {
+	// dup returns a duplicate of the socket, or nil if it has closed. Off the loop.
+	dup() (*os.File, error)
+}
+
+// allBound returns the sockets that a successor needs.
+func (s *server) allBound() []bound {
+	type numbered struct {
+		bound
+		nth uint64
+	}
+	var all []numbered
+	s.mu.Lock()
+	for _, l := range s.listeners {
+		all = append(all, numbered{l, l.nth})
+	}
+	for ch := range s.dgrams {
+		if ch.RemoteAddr() == nil { // else it was adopted, and is of one peer
+			all = append(all, numbered{ch, ch.nth})
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b numbered) int { return cmp.Compare(a.nth, b.nth) })
+	list := make([]bound, len(all))
+	for i, b := range all {
+		list[i] = b.bound
+	}
+	return list
+}
+
 func (l *listener) dup() (*os.File, error) {
+	return dupBound(l.Loop(), l.local.load(), &l.handedOver, func() (int, bool) { return int(l.fd.fd), !l.done })
+}
+
+func (s *dgram) dup() (*os.File, error) {
+	return dupBound(s.Loop(), s.local.load(), &s.handedOver, func() (int, bool) { return int(s.fd.fd), s.at < dgramClosing })
+}
+
+// dupBound duplicates a descriptor on its loop, which alone knows whether it is still this
+// socket's: open says so.
+func dupBound(loop *eventloop.Loop, addr net.Addr, handedOver *atomic.Bool, open func() (fd int, ok bool)) (*os.File, error) {
 	var (
-		addr = l.local.load()
 		fd   = -1
 		err  error
 		done = make(chan struct{})
 	)
-	if l.Loop().Execute(func() {
+	if loop.Execute(func() {
 		defer close(done)
-		if !l.done {
-			if fd, err = sys.Dup(int(l.fd.fd)); err == nil {
-				l.handedOver.Store(true)
+		if n, ok := open(); ok {
+			if fd, err = sys.Dup(n); err == nil {
+				handedOver.Store(true)
 			}
 		}
 	}) != nil {
-		return nil, nil // the loop has ended, and the listener with it
+		return nil, nil // the loop has ended, and the socket with it
 	}
 	<-done
 	if err != nil {

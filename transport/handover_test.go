@@ -75,11 +75,7 @@ func TestSuccessor(t *testing.T) {
 	if again, err := Inherited(); len(again) != 0 || err != nil {
 		t.Errorf("the second time: got %v, %v; want none", again, err)
 	}
-	srv := &Server{Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
-		c.Write("successor")
-		c.Close()
-		return nil
-	}))}
+	srv := &Server{Init: says("successor")}
 	for _, f := range files {
 		raw, _ := f.SyscallConn()
 		_ = raw.Control(func(fd uintptr) {
@@ -97,6 +93,26 @@ func TestSuccessor(t *testing.T) {
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the test says so
 	if err := srv.Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// says returns an Init of channels that say who they are: of a connection at once, of
+// datagrams in answer to each.
+func says(who string) func(pipeline.Channel) error {
+	return func(ch pipeline.Channel) error {
+		if isDatagram(ch.LocalAddr().Network()) {
+			return ch.Pipeline().Add(pipeline.On(func(c *pipeline.Context, d *Datagram) error {
+				d.Content.Release()
+				d.Content = pooled(who)
+				c.Write(d)
+				return nil
+			}))
+		}
+		return ch.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error {
+			c.Write(who)
+			c.Close()
+			return nil
+		}))
 	}
 }
 
@@ -149,11 +165,7 @@ func TestHandOver(t *testing.T) {
 	for _, network := range networks {
 		t.Run(network, func(t *testing.T) {
 			addr := anyAddr(t, network)
-			srv := &Server{Init: with(pipeline.OnActive(func(c *pipeline.Context) error {
-				c.Write("first")
-				c.Close()
-				return nil
-			}))}
+			srv := &Server{Init: says("first")}
 			l, err := srv.Listen(context.Background(), network, addr)
 			if err != nil {
 				t.Fatal(err)
@@ -214,6 +226,82 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
+// So it does with sockets of datagrams: each one that comes has an answer, from the one or
+// the other, and when the first has ended from the successor.
+func TestHandOverOfDatagrams(t *testing.T) {
+	eachDatagramNetwork(t, func(t *testing.T, network, addr string) {
+		srv := &Server{Init: says("first")}
+		l, err := srv.Listen(context.Background(), network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := func() (ask func() string) {
+			var nc net.Conn
+			var err error
+			if to, unix := l.LocalAddr().(*net.UnixAddr); unix {
+				nc, err = net.DialUnix("unixgram", unixgramAddr(t), to)
+			} else {
+				nc, err = net.Dial(network, l.LocalAddr().String())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { nc.Close() })
+			nc.SetDeadline(time.Now().Add(patience))
+			return func() string {
+				if _, err := nc.Write([]byte("?")); err != nil {
+					t.Errorf("not sent: %v", err)
+				}
+				var b [16]byte
+				n, err := nc.Read(b[:])
+				if got := string(b[:n]); err != nil || got != "first" && got != "successor" {
+					t.Errorf("lost: got %q, %v", got, err)
+				}
+				return string(b[:n])
+			}
+		}
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 3 {
+			ask := client()
+			wg.Go(func() {
+				for !t.Failed() {
+					select {
+					case <-stop:
+						return
+					default:
+						ask()
+					}
+				}
+			})
+		}
+		said, end := succeed(t, srv)
+		defer end()
+		if want := "LISTEN_FD_3 at " + l.LocalAddr().String(); said[0] != want {
+			t.Errorf("the successor said %q, want %q", said[0], want)
+		}
+		ask := client()
+		for range 50 {
+			ask()
+		}
+		if err := srv.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		for range 50 {
+			if got := ask(); got != "successor" {
+				t.Errorf("after the end of the first: got %q", got)
+			}
+		}
+		close(stop)
+		wg.Wait()
+		if a, unix := l.LocalAddr().(*net.UnixAddr); unix && a.Name[0] == '/' {
+			if _, err := os.Stat(a.Name); err != nil {
+				t.Errorf("the socket's file is gone: %v", err)
+			}
+		}
+	})
+}
+
 // All addresses are handed over, with PerLoop all sockets of each, under the names that
 // the predecessor gives them.
 func TestHandOverOfSeveral(t *testing.T) {
@@ -221,12 +309,13 @@ func TestHandOverOfSeveral(t *testing.T) {
 	srv := &Server{Group: g, PerLoop: true}
 	a := serve(t, srv, "tcp", "127.0.0.1:0").LocalAddr().String()
 	closed := serve(t, srv, "tcp", "127.0.0.1:0")
+	u := serve(t, srv, "udp", "127.0.0.1:0").LocalAddr().String()
 	b := serve(t, srv, "unix", anyAddr(t, "unix")).LocalAddr().String()
 	closed.Close()
 	await(t, closed.Closed().Done(), "the close")
-	said, end := succeed(t, srv, "LISTEN_FDNAMES=web:web:admin")
+	said, end := succeed(t, srv, "LISTEN_FDNAMES=web:web:dns:dns:admin")
 	end()
-	if want := []string{"web at " + a, "web at " + a, "admin at " + b, "ready"}; !slices.Equal(said, want) {
+	if want := []string{"web at " + a, "web at " + a, "dns at " + u, "dns at " + u, "admin at " + b, "ready"}; !slices.Equal(said, want) {
 		t.Errorf("got %q, want %q", said, want)
 	}
 }

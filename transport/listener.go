@@ -39,7 +39,8 @@ type listener struct {
 
 	perLoop bool // what it accepts stays on its loop
 
-	full bool // guarded by srv.mu: to be told of the next free place
+	full bool   // guarded by srv.mu: to be told of the next free place
+	nth  uint64 // likewise: in the order in which the server's sockets were bound
 
 	handedOver atomic.Bool // the socket, and its file, are also somebody else's
 

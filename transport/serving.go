@@ -26,6 +26,7 @@ type server struct {
 	closing   bool
 	hurry     bool // the drain is over: nothing more is served
 	listeners []*listener
+	bound     uint64  // sockets that the server has ever listened on or got datagrams by
 	first     *stream // accepted channels, until their end; linked by prev and next
 	streams   int     // how many
 	dgrams    map[*dgram]struct{}
@@ -62,6 +63,8 @@ func (s *server) addListener(l *listener) bool {
 	if len(s.listeners) == 0 {
 		s.keepSpare()
 	}
+	s.bound++
+	l.nth = s.bound
 	s.listeners = append(s.listeners, l)
 	return true
 }

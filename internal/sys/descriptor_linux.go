@@ -46,6 +46,9 @@ func Describe(fd int) (d Description, err error) {
 		d.Kind = KindDevice
 	case unix.S_IFSOCK:
 		typ, err := getsockopt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if typ == unix.SOCK_DGRAM {
+			d.Kind = KindDatagram
+		}
 		if err != nil || typ != unix.SOCK_STREAM {
 			return d, err
 		}

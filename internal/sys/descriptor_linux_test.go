@@ -54,7 +54,7 @@ func TestDescribe(t *testing.T) {
 		{"write end", w, Description{Kind: KindPipe, Writes: true}, true},
 		{"socket", stream, Description{Kind: KindStream, Reads: true, Writes: true}, true},
 		{"listener", listener, Description{Kind: KindListener, Reads: true, Writes: true, Blocking: true}, true},
-		{"datagrams", datagrams, Description{Kind: KindOther, Reads: true, Writes: true, Blocking: true}, true},
+		{"datagrams", datagrams, Description{Kind: KindDatagram, Reads: true, Writes: true, Blocking: true}, true},
 		{"directory", open("/", syscall.O_RDONLY), Description{Kind: KindOther, Reads: true, Blocking: true}, false},
 		{"device", open(os.DevNull, syscall.O_WRONLY), Description{Kind: KindDevice, Writes: true, Blocking: true}, false},
 		{"path", open("/", 0x200000 /* O_PATH */), Description{Kind: KindOther, Blocking: true}, false},

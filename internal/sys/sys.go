@@ -74,9 +74,10 @@ type FileInfo struct {
 type Kind uint8
 
 const (
-	KindOther    Kind = iota // a file, a datagram socket, ...
+	KindOther    Kind = iota // a file, a socket of another type, ...
 	KindStream               // a stream socket that does not listen
 	KindListener             // one that does
+	KindDatagram             // a datagram socket
 	KindPipe                 // an end of a pipe or a FIFO
 	KindDevice               // a terminal or another device of characters
 )
