@@ -141,3 +141,64 @@ func TestRestartAfterKill(t *testing.T) {
 	roundTrip(t, waiting, "hello")
 	s.Stop()
 }
+
+// A server whose inherited socket is shut down by somebody else who has it says so and
+// ends, instead of running on without one.
+func TestInheritedSocketShut(t *testing.T) {
+	process.LinuxOnly(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := process.StartOn(t, f)
+	c, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Control(func(fd uintptr) { err = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) }); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := s.Wait(); status != 1 {
+		t.Errorf("got status %d, want 1", status)
+	}
+	s.WaitLog("accept " + l.Addr().String())
+}
+
+// A server of datagrams is replaced while a client asks: each question has an answer.
+func TestRestartOfDatagrams(t *testing.T) {
+	process.LinuxOnly(t)
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.UDPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := process.StartOn(t, f, "-network", "udp")
+	if s.Network != "udp" || s.Addr != l.LocalAddr().String() {
+		t.Fatalf("listening on %s://%s, want what was inherited, %s", s.Network, s.Addr, l.LocalAddr())
+	}
+	c := s.Dial()
+	for i := range 4 {
+		for j := range 20 {
+			roundTrip(t, c, strings.Repeat("x", 1+20*i+j))
+		}
+		next := process.StartOn(t, f, "-network", "udp")
+		s.Stop()
+		s = next
+	}
+	roundTrip(t, c, "hello")
+	s.Stop()
+}

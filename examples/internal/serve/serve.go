@@ -111,14 +111,25 @@ func (c *Command) run(args []string, setUp func() (*transport.Server, error)) (s
 	return 0
 }
 
-// serveFiles is ListenAndServe for sockets that listen already.
+// serveFiles is ListenAndServe for sockets that listen, or get datagrams, already.
 func (c *Command) serveFiles(ctx context.Context, srv *transport.Server, files []*os.File) error {
+	ended := make(chan error, len(files))
 	for _, f := range files {
-		if _, err := srv.Adopt(f); err != nil {
+		ch, err := srv.Adopt(f)
+		if err != nil {
+			return err
+		}
+		if ch.LocalAddr() != nil && ch.RemoteAddr() == nil { // else it is a connection, which may end
+			ch.Closed().Then(func(error) { ended <- ch.CloseReason() })
+		}
+	}
+	select {
+	case <-ctx.Done():
+	case err := <-ended: // a socket may be shut down by somebody else who has it
+		if ctx.Err() == nil {
 			return err
 		}
 	}
-	<-ctx.Done()
 	drain, end := context.WithTimeout(context.Background(), c.drain)
 	defer end()
 	if err := srv.Shutdown(drain); err != nil {
