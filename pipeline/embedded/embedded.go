@@ -62,6 +62,7 @@ type Channel struct {
 	shut     []*eventloop.Promise // of CloseWrite
 	reason   error                // of a close that waits for the queue
 	reads    int
+	early    []any // read before the channel is active
 	in, out  []any
 	events   []any
 	errs     []error
@@ -136,20 +137,10 @@ func (ch *Channel) Activate() { ch.Do((*core)(ch).activate) }
 
 // WriteInbound delivers messages as if they had been read in one turn, then their
 // end (HandleReadComplete). Like every other, a channel that has closed or is about
-// to reads nothing: the messages are released.
+// to reads nothing: the messages are released. On one that is not active yet they wait
+// until it is.
 func (ch *Channel) WriteInbound(msgs ...any) {
-	ch.Do(func() {
-		for _, m := range msgs {
-			if ch.state != open {
-				buffer.Release(m)
-				continue
-			}
-			ch.Pipeline().FireRead(m)
-		}
-		if ch.state == open {
-			ch.Pipeline().FireReadComplete()
-		}
-	})
+	ch.Do(func() { (*core)(ch).arrive(msgs) })
 }
 
 // ReadInbound takes the next message that passed all handlers, or nil.
@@ -275,6 +266,28 @@ func (k *core) activate() {
 	}
 	k.MarkActive()
 	k.send()
+	if early := k.early; len(early) > 0 {
+		k.early = nil
+		k.arrive(early)
+	}
+}
+
+// arrive is a turn's read.
+func (k *core) arrive(msgs []any) {
+	if k.state == open && !k.Active() {
+		k.early = append(k.early, msgs...)
+		return
+	}
+	for _, m := range msgs {
+		if k.state != open {
+			buffer.Release(m)
+			continue
+		}
+		k.Pipeline().FireRead(m)
+	}
+	if k.state == open {
+		k.Pipeline().FireReadComplete()
+	}
 }
 
 func (k *core) DoConnect(_, _ net.Addr, p *eventloop.Promise) {
@@ -389,6 +402,10 @@ func (k *core) end(reason error) {
 			waiting = append(waiting, e.p)
 		}
 	}
+	for _, m := range k.early {
+		buffer.Release(m)
+	}
+	k.early = nil
 	k.MarkClosed(reason)
 	for _, p := range waiting {
 		p.Complete(k.CloseReason())

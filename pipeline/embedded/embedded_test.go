@@ -282,6 +282,34 @@ func TestCloseWrite(t *testing.T) {
 	}
 }
 
+// What comes before a channel is active is read when it is, and dropped if it never is.
+func TestWriteInboundBeforeActive(t *testing.T) {
+	for _, activate := range []bool{true, false} {
+		t.Run(fmt.Sprint(activate), func(t *testing.T) {
+			var got []string
+			note := func(s string) { got = append(got, s) }
+			ch := embedded.NewTest(t, embedded.Config{Inactive: true},
+				pipeline.OnActive(func(*pipeline.Context) error { note("active"); return nil }),
+				pipeline.On(func(_ *pipeline.Context, b *buffer.Buf) error { note("read"); b.Release(); return nil }))
+			ch.WriteInbound(buffer.FromString("a"), buffer.FromString("b"))
+			if len(got) > 0 {
+				t.Errorf("got %q before the channel is active", got)
+			}
+			want := ""
+			if activate {
+				ch.Activate()
+				want = "[active read read]"
+			} else {
+				ch.Do(ch.Close)
+				want = "[]"
+			}
+			if s := fmt.Sprint(got); s != want {
+				t.Errorf("got %s, want %s", s, want)
+			}
+		})
+	}
+}
+
 // The pipeline may be changed from the test's goroutine.
 func TestChangesFromTheTest(t *testing.T) {
 	ch := embedded.NewTest(t, embedded.Config{})
