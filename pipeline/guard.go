@@ -208,6 +208,9 @@ func (p *Pipeline) runInit(init func(Channel) error) (err error) {
 		frames := append([]frame(nil), p.scope.frames[g.frames:]...)
 		p.normal = true
 		p.leave(g)
+		if p.depth == 0 {
+			p.exiting = false // of a HandleAdded
+		}
 		if err != nil {
 			defer p.base.core.DoClose(CloseNow, err)
 			p.resume(frames, err)

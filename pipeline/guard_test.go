@@ -411,6 +411,32 @@ func TestDesign1_GoexitOnLoop(t *testing.T) {
 	await(t, "the end of the other", good.ended)
 }
 
+// A Goexit in a HandleAdded that Init has caused is over with Init: a later one, of another
+// handler, is told as any other.
+func TestGoexitInHandleAddedOfInit(t *testing.T) {
+	log := new(trace)
+	var ch *embedded.Channel
+	a := &tracer{name: "a", log: log}
+	a.on("removed", func(call) error { runtime.Goexit(); return nil })
+	b := &tracer{name: "b", log: log}
+	b.on("added", func(k call) error {
+		ch = k.c.Channel().(*embedded.Channel)
+		runtime.Goexit()
+		return nil
+	})
+	elsewhere(func() { embedded.New(a, b) })
+	elsewhere(func() { ch.Run() }) // the channel's end, with a's Goexit in it
+	checkCalls(t, "handlers", log.take(), "a added", "b added", "b removed", "a error", "a removed")
+	for _, where := range []string{"HandleAdded", "HandleRemoved"} {
+		if err := ch.CheckError(); !errors.Is(err, pipeline.ErrGoexit) {
+			t.Errorf("%s: got %v at the tail, want ErrGoexit", where, err)
+		}
+	}
+	if err := ch.Finish(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Goexit in a method that is called while the channel ends does not keep the rest
 // from being called.
 func TestDesign1_GoexitAtEnd(t *testing.T) {
