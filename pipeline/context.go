@@ -44,6 +44,32 @@ type Context struct {
 // Channel returns the channel.
 func (c *Context) Channel() Channel { return c.p.base.self }
 
+// Active reports whether the channel is active and HandleActive has come to this
+// handler's place, or had passed it before the handler was added. That is what a
+// HandleAdded asks that starts something, for HandleActive comes if it says no: while
+// handlers are told one after the other, and while one of them holds the news back, the
+// channel is active already. To a handler on an executor it says no, too, when
+// HandleInactive has come. Elsewhere than in the handler's methods, and in completions and
+// the like, it is Channel.Active.
+func (c *Context) Active() bool {
+	b := c.p.base
+	switch h := c.typ.offloaded; {
+	case h == nil && b.loop.InLoop():
+		return b.Active() && (c.mask|c.p.ends.mask)&maskActivated != 0
+	case h != nil && h.takes&maskInbound != 0 && h.s.InStrand():
+		return h.active
+	}
+	return b.Active()
+}
+
+// activated takes note that HandleActive had passed when the handler was added. Loop-only.
+func (c *Context) activated() {
+	c.mask |= maskActivated
+	if h := c.typ.offloaded; h != nil {
+		h.active = c.p.base.Active() // the strand has not begun with it
+	}
+}
+
 // Pipeline returns the pipeline.
 func (c *Context) Pipeline() *Pipeline { return c.p }
 

@@ -181,7 +181,7 @@ func (p *Pipeline) guardedNotify(c *Context, ev mask) {
 
 // notifyFromHead delivers notification ev to the whole pipeline. Loop-only.
 func (p *Pipeline) notifyFromHead(ev mask) {
-	if p.wanted&(ev|ev.hold()) != 0 {
+	if ev == maskActive || p.wanted&(ev|ev.hold()) != 0 {
 		p.guardedNotify(p.ends.next, ev)
 	}
 }

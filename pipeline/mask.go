@@ -39,6 +39,10 @@ const (
 	// shifted by holdShift.
 	holdShift = 19
 
+	// Of a context: HandleActive has come to its place, or had passed it already when the
+	// handler was added; see Context.Active.
+	maskActivated = 1 << 25
+
 	maskNotifications = maskRegistered | maskActive | maskReadComplete | maskWritability | maskInactive | maskUnregistered
 )
 

@@ -25,7 +25,8 @@ import (
 // queue, so that none overtakes another; likewise all writes, connects and closes if
 // it takes any of the outbound operations. Requests for reading, and flushes unless
 // the channel is flushed by hand, which are no messages, go past a handler that does
-// not take them. What Channel says, Active for one, may be ahead of the events.
+// not take them. What Channel says, Active for one, may be ahead of the events;
+// Context.Active is not.
 //
 // Errors and panics are dealt with as on the loop. HandleAdded runs later than Add
 // returns: if it fails, no event reaches the handler, those that have come meanwhile
@@ -87,6 +88,7 @@ type strandHandler struct {
 	heldAt  int
 
 	// Strand-only.
+	active  bool     // HandleActive has come, or had passed, and HandleInactive has not
 	over    bool     // HandleAdded has failed, or HandleRemoved has been called
 	errFrom *Context // where the error came from that HandleError is called with
 }
@@ -287,6 +289,12 @@ func (h *strandHandler) call(o *op) (taken bool, err error) {
 			return true, nil
 		}
 	case opNotify:
+		switch o.ev {
+		case maskActive:
+			h.active = true
+		case maskInactive:
+			h.active = false
+		}
 		if m &= o.ev | o.ev.hold(); m != 0 {
 			return true, callNotification(h.h, c, m)
 		}

@@ -22,7 +22,7 @@ import (
 // the handler it came from.
 //
 // A handler that is added to an active channel is not told of what has been before:
-// its HandleAdded asks Channel.Active. Events that a handler is in the middle of go
+// its HandleAdded asks Context.Active, and HandleActive comes if that says no. Events that a handler is in the middle of go
 // on to its neighbours of the time when it was removed; so whoever replaces itself
 // adds the successor first.
 //
@@ -348,6 +348,9 @@ func (p *Pipeline) insert(c, at *Context) error {
 	}
 	p.link(c, at)
 	p.wanted |= c.mask
+	if c.next.mask&maskActivated != 0 {
+		c.activated()
+	}
 	if c.mask&maskAdded == 0 {
 		return nil
 	}
@@ -558,28 +561,46 @@ func (p *Pipeline) deliverError(c *Context, err error) {
 
 // notify delivers a notification to all handlers from c on, until one holds it.
 func (p *Pipeline) notify(c *Context, ev mask) {
-	both := ev | ev.hold()
-	prev, n := p.cur, len(p.scope.frames)
-	for ; c != &p.ends; c = c.next {
-		m := c.mask & both
-		if m == 0 {
-			continue
-		}
-		own := ev
-		if m != ev {
-			own = 0 // held: a panic does not make it go on
-		}
-		p.cur = c
-		p.scope.frames = append(p.scope.frames, frame{c: c, ev: own})
-		if err := callNotification(c.own(), c, m); err != nil {
-			p.failedAt(c, err)
-		}
-		p.cur = prev
-		p.cut(n)
-		if m != ev {
+	if ev == maskActive {
+		p.activate(c)
+		return
+	}
+	for both := ev | ev.hold(); c != &p.ends; c = c.next {
+		if m := c.mask & both; m != 0 && p.tell(c, m, ev) {
 			return
 		}
 	}
+}
+
+// activate is notify for HandleActive. It leaves a mark where it has come by.
+func (p *Pipeline) activate(c *Context) {
+	for ; c != &p.ends; c = c.next {
+		if c.mask != 0 { // else it has been removed
+			c.mask |= maskActivated
+		}
+		if m := c.mask & (maskActive | maskActive<<holdShift); m != 0 && p.tell(c, m, maskActive) {
+			return
+		}
+	}
+	c.mask |= maskActivated
+}
+
+// tell calls the handler of c for notification ev, in the form that m says, and reports
+// whether it holds it.
+func (p *Pipeline) tell(c *Context, m, ev mask) (held bool) {
+	own := ev
+	if m != ev {
+		own = 0 // held: a panic does not make it go on
+	}
+	prev, n := p.cur, len(p.scope.frames)
+	p.cur = c
+	p.scope.frames = append(p.scope.frames, frame{c: c, ev: own})
+	if err := callNotification(c.own(), c, m); err != nil {
+		p.failedAt(c, err)
+	}
+	p.cur = prev
+	p.cut(n)
+	return m != ev
 }
 
 // readComplete ends a turn's reads at the head, and asks for more if the channel
