@@ -132,3 +132,21 @@ func mustAdd(t *testing.T, err error) {
 		t.Error(err)
 	}
 }
+
+// What HandleInactive adds on an executor is between the channel and those behind it like
+// any other: they are removed when HandleUnregistered has passed it.
+func TestAddedByHandleInactive(t *testing.T) {
+	log := new(trace)
+	b := &tracer{name: "b", log: log}
+	ch := embedded.New(b)
+	a := &tracer{name: "a", log: log}
+	b.on("inactive", func(k call) error {
+		return k.c.Pipeline().AddFirst(pipeline.Offloaded{Handler: a})
+	})
+	log.take()
+	if err := ch.Finish(); err != nil {
+		t.Error(err)
+	}
+	checkCalls(t, "at the end", log.of("inactive", "unregistered", "removed"),
+		"b inactive", "a unregistered", "b unregistered", "b removed", "a removed")
+}

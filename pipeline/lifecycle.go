@@ -168,7 +168,8 @@ func (t *lateEnd) Run() {
 // those that run on strands.
 func (t *endTask) Run() {
 	b := t.b
-	defer b.pl.passEnd(b.pl.ends.next)
+	// The first handler is looked up behind the notifications: these may add one.
+	defer func() { b.pl.passEnd(b.pl.ends.next) }()
 	if t.o&owesUnregistered != 0 {
 		defer b.pl.notifyFromHead(maskUnregistered)
 	}
