@@ -82,6 +82,7 @@ type world struct {
 	ids   atomic.Int64
 	ended *atomic.Bool                           // an executor may have ended: its handlers run on the loop
 	away  func(r *rand.Rand) *pipeline.Offloaded // where the next handler runs; nil for the loop
+	also  func(l *life, c *pipeline.Context)     // what a handler does besides; nil for nothing
 }
 
 func (w *world) message(way, n int) *number {
@@ -141,6 +142,9 @@ func (l *life) call(c *pipeline.Context, what string) func() {
 	if !l.added || l.gone {
 		l.w.fail("handler %d: %s: added %v, removed %v", l.id, what, l.added, l.gone)
 	}
+	if l.w.also != nil {
+		l.w.also(l, c)
+	}
 	return func() { l.busy-- }
 }
 
@@ -195,6 +199,9 @@ func (l *life) HandleAdded(c *pipeline.Context) error {
 		panic("trouble")
 	}
 	l.added = true
+	if l.w.also != nil {
+		l.w.also(l, c)
+	}
 	return nil
 }
 
@@ -387,6 +394,8 @@ type disturber struct {
 	sent  [4]int // by way
 	waits bool   // off the loop it may wait for the loop
 	calm  bool   // makes no trouble
+
+	inside bool // a handler's call
 }
 
 // refused checks the error that a change of the pipeline or a Send has ended with.
@@ -407,7 +416,11 @@ func (d *disturber) step() {
 	if len(d.ctxs) > 0 {
 		c = d.ctxs[r.IntN(len(d.ctxs))]
 	}
-	switch k := r.IntN(15); k {
+	k := r.IntN(15)
+	if d.inside { // where a write would come before the message that the handler has in hand
+		k = [...]int{0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12}[r.IntN(11)]
+	}
+	switch k {
 	case 0, 1, 2, 3: // a handler more
 		h, l := w.station(r, false)
 		if !d.calm && r.IntN(30) == 0 {
@@ -512,23 +525,39 @@ func offloadedModel(t *testing.T, seed uint64) {
 		}
 		return &pipeline.Offloaded{Mark: 1 + r.IntN(8)}
 	}
-	ch := embedded.NewConfig(embedded.Config{Manual: man, Inactive: r.IntN(2) == 0, HighWater: 1000})
 	firsts := make([]any, r.IntN(3))
-	d := &disturber{w: w, r: r, ch: ch, calm: r.IntN(2) == 0}
 	for i := range firsts {
-		firsts[i], _ = w.station(r, false)
+		firsts[i], _ = w.station(r, true)
 	}
-	if err := ch.Pipeline().Add(firsts...); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ch.Pipeline().AddNamed("last", w.last(r)); err != nil {
-		t.Fatal(err)
-	}
-	// It has joined late.
+	ch := embedded.NewConfig(embedded.Config{Manual: man, Inactive: r.IntN(2) == 0, HighWater: 1000},
+		initializer(func(ch pipeline.Channel) error {
+			if err := ch.Pipeline().Add(firsts...); err != nil {
+				return err
+			}
+			_, err := ch.Pipeline().AddNamed("last", w.last(r))
+			return err
+		}))
+	d := &disturber{w: w, r: r, ch: ch, calm: r.IntN(2) == 0}
 	end := pipeline.Find[*endStation](ch.Pipeline()).Handler().(*endStation)
-	end.first = false
-	if ch.Active() {
-		end.stage = 2
+	// A handler changes the pipeline in its calls, wherever these are made, and what it
+	// has added does so, too.
+	depth, left := 0, 1000
+	w.also = func(l *life, c *pipeline.Context) {
+		if depth == 3 || left == 0 || r.IntN(12) != 0 {
+			return
+		}
+		left--
+		depth++
+		d.inside = true
+		defer func() {
+			depth--
+			d.inside = depth > 0
+		}()
+		if !l.first && r.IntN(4) == 0 {
+			d.refused(c.Remove())
+			return
+		}
+		d.step()
 	}
 	sent, answered := 0, [4]int{}
 	for range modelSteps {
