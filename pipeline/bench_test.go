@@ -160,6 +160,56 @@ func BenchmarkFireReadPast(b *testing.B) {
 	}
 }
 
+// lastLink takes what goes on by itself or seldom.
+type lastLink struct{ n int }
+
+func (s *lastLink) HandleEvent(*pipeline.Context, any) error    { s.n++; return nil }
+func (s *lastLink) HandleError(*pipeline.Context, error)        { s.n++ }
+func (s *lastLink) HandleReadComplete(*pipeline.Context) error  { s.n++; return nil }
+func (s *lastLink) HandleFlush(*pipeline.Context) error         { s.n++; return nil }
+func (s *lastLink) HandleReadRequest(c *pipeline.Context) error { s.n++; return nil }
+
+// The other events past handlers that do not take them: to one that does, as the last on
+// their way, and where nobody does. What 16 more cost is to be divided by 16.
+func BenchmarkPast(b *testing.B) {
+	ev, err := any(new(int)), errSome
+	for _, what := range []struct {
+		name string
+		fire func(ch *embedded.Channel)
+	}{
+		{"event", func(ch *embedded.Channel) { ch.Pipeline().FireEvent(ev) }},
+		{"error", func(ch *embedded.Channel) { ch.Pipeline().FireError(err) }},
+		{"complete", func(ch *embedded.Channel) { ch.Pipeline().FireReadComplete() }},
+		{"flush", func(ch *embedded.Channel) { ch.Flush() }},
+	} {
+		for _, taken := range []bool{true, false} {
+			if !taken && (what.name == "event" || what.name == "error") {
+				continue // the tail keeps them
+			}
+			for _, n := range []int{0, 16} {
+				b.Run(fmt.Sprintf("%s/taken=%v/bystanders=%d", what.name, taken, n), func(b *testing.B) {
+					var hs []any
+					for range n {
+						hs = append(hs, new(bystander))
+					}
+					if last := any(new(lastLink)); taken && what.name == "flush" {
+						hs = append([]any{last}, hs...)
+					} else if taken {
+						hs = append(hs, last)
+					}
+					ch := embedded.NewConfig(embedded.Config{ManualRead: true}, hs...)
+					defer ch.Finish()
+					ch.Do(func() {
+						for b.Loop() {
+							what.fire(ch)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
 // A write and its flush, through handlers that pass the write on.
 func BenchmarkWrite(b *testing.B) {
 	msg := any("hello")

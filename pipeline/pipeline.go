@@ -509,7 +509,8 @@ func (p *Pipeline) byName(name string) *Context {
 }
 
 // The walks: each goes to the next context that takes the event, calls it, and
-// records who runs. They end at the head or the tail, which take everything.
+// records who runs. They end at the head or the tail, which take everything. Where no
+// handler takes what comes in each turn, a flush for one, they begin there.
 
 func (p *Pipeline) read(c *Context, msg any) {
 	for c.mask&maskRead == 0 {
@@ -524,6 +525,9 @@ func (p *Pipeline) read(c *Context, msg any) {
 }
 
 func (p *Pipeline) event(c *Context, ev any) {
+	if p.wanted&maskEvent == 0 {
+		c = &p.ends
+	}
 	for c.mask&maskEvent == 0 {
 		c = c.next
 	}
@@ -550,6 +554,9 @@ func (p *Pipeline) errorAt(c, from *Context, err error) {
 }
 
 func (p *Pipeline) deliverError(c *Context, err error) {
+	if p.wanted&maskError == 0 {
+		c = &p.ends
+	}
 	for c.mask&maskError == 0 {
 		c = c.next
 	}
@@ -645,6 +652,9 @@ func (p *Pipeline) write(c *Context, msg any, pr *eventloop.Promise) {
 }
 
 func (p *Pipeline) flush(c *Context) {
+	if p.wanted&maskFlush == 0 {
+		c = &p.ends
+	}
 	for c.mask&maskFlush == 0 {
 		c = c.prev
 	}
@@ -657,6 +667,9 @@ func (p *Pipeline) flush(c *Context) {
 }
 
 func (p *Pipeline) readRequest(c *Context) {
+	if p.wanted&maskReadRequest == 0 {
+		c = &p.ends
+	}
 	for c.mask&maskReadRequest == 0 {
 		c = c.prev
 	}
