@@ -125,9 +125,13 @@ func (l *Loop) Register(fd int, h IOHandle) (*Registration, error) {
 func (r *Registration) FD() int { return int(r.fd) }
 
 // Interest returns the events asked for.
+//
+// Loop only.
 func (r *Registration) Interest() Event { return Event(r.interest) }
 
 // Ops returns the number of submitted Ops that have not ended.
+//
+// Loop only.
 func (r *Registration) Ops() int { return int(r.ops) }
 
 // key identifies the registration to the poller: an event that carries the key of

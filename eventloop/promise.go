@@ -109,7 +109,7 @@ func (p *Promise) Wait(ctx context.Context) error {
 func (p *Promise) OnProgress(f func(done, total int64)) { p.progress = f }
 
 // Progress says that done of total, in the operation's unit, have been done. It is
-// called on the promise's loop, and before Complete. Netty:
+// called on the promise's loop only, and before Complete. Netty:
 // ProgressivePromise.setProgress.
 func (p *Promise) Progress(done, total int64) {
 	if p != nil && p.progress != nil {
