@@ -373,10 +373,10 @@ func TestBrokenHandle(t *testing.T) {
 				if err := reg.SetInterest(EventWrite); err != ErrClosed {
 					t.Errorf("SetInterest: got %v, want ErrClosed", err)
 				}
+				if m := l.Metrics(); m.Panics != tt.panics || m.Restarts != tt.restarts {
+					t.Errorf("got %d panics and %d restarts, want %d and %d", m.Panics, m.Restarts, tt.panics, tt.restarts)
+				}
 			})
-			if m := l.Metrics(); m.Panics != tt.panics || m.Restarts != tt.restarts {
-				t.Errorf("got %d panics and %d restarts, want %d and %d", m.Panics, m.Restarts, tt.panics, tt.restarts)
-			}
 		})
 	}
 }
