@@ -11,6 +11,7 @@ import (
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -251,7 +252,9 @@ func TestNoSpin(t *testing.T) {
 // noDescriptors is a listening socket of a process without descriptors.
 type noDescriptors struct{ acceptSocket }
 
-func (noDescriptors) accept() (int, net.Addr, error) { return -1, nil, errno(syscall.EMFILE) }
+func (noDescriptors) accept() (int, sys.Peer, error) {
+	return -1, sys.Peer{}, errno(syscall.EMFILE)
+}
 
 // Nor does a listener that waits: for connections, for a place, for descriptors, for a
 // Read.
