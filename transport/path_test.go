@@ -8,7 +8,6 @@ import (
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
-	"github.com/runnel-io/runnel/pipeline/embedded"
 )
 
 // How a message would go, depending on what is in the queue.
@@ -94,8 +93,8 @@ func TestExplainRegions(t *testing.T) {
 	})
 }
 
-// Channels that are no streams, and what is no channel of this package.
-func TestExplainOtherChannels(t *testing.T) {
+// A channel that is no stream.
+func TestExplainLocal(t *testing.T) {
 	p := newLocalPair(t, Config{}, Config{})
 	p.man.Enter(func() {
 		for _, tt := range []struct {
@@ -117,13 +116,6 @@ func TestExplainOtherChannels(t *testing.T) {
 		p.a.ch.Reset()
 		if got, want := Explain(p.a.ch, "text"), (route{PathNone, whyClosed}).explain(); got != want {
 			t.Errorf("local, closed: got %v, want %v", got, want)
-		}
-	})
-	ch := embedded.New()
-	defer ch.Finish()
-	ch.Do(func() {
-		if got, want := Explain(ch, "text"), (route{PathNone, whyForeign}).explain(); got != want {
-			t.Errorf("embedded: got %v, want %v", got, want)
 		}
 	})
 }
