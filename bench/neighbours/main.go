@@ -31,6 +31,7 @@ type options struct {
 	rounds             int
 	procs              []int
 	duration           time.Duration
+	loops              int
 	conns, size, depth int
 	limit              float64
 	csv, svg           string
@@ -40,6 +41,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 10, "rounds")
 	procs := flag.String("procs", "1,2", "values of GOMAXPROCS, with commas")
+	flag.IntVar(&o.loops, "loops", 1, "loops of the runnel server; 0 means what it has by default, one for each processor of GOMAXPROCS")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each server is measured in a round")
 	flag.IntVar(&o.conns, "conns", 64, "connections")
 	flag.IntVar(&o.size, "size", 64, "bytes of a message")
@@ -65,11 +67,11 @@ func main() {
 		o.procs = append(o.procs, n)
 	}
 	if *kind != "" {
-		fail(serve(*kind, o.procs[0], *out))
+		fail(serve(*kind, o.procs[0], o.loops, *out))
 		return
 	}
-	if o.rounds < 1 || flag.NArg() > 0 {
-		fail(errors.New("-rounds must be at least 1, and there are no arguments"))
+	if o.rounds < 1 || o.loops < 0 || flag.NArg() > 0 {
+		fail(errors.New("-rounds must be at least 1, -loops at least 0, and there are no arguments"))
 	}
 	fail(run(o))
 }
@@ -103,7 +105,7 @@ func run(o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	fmt.Printf("%d connections, %d B, depth %d, full load; %d rounds of %v\n", o.conns, o.size, o.depth, o.rounds, o.duration)
+	fmt.Printf("%d connections, %d B, depth %d, full load; loops: %d (0: by default); %d rounds of %v\n", o.conns, o.size, o.depth, o.loops, o.rounds, o.duration)
 	if la, err := os.ReadFile("/proc/loadavg"); err == nil {
 		fmt.Printf("load average before: %s\n", strings.Join(strings.Fields(string(la))[:3], " "))
 	}
@@ -188,7 +190,7 @@ func (o *options) round(load, self, out, kind string, procs int) (s sample, err 
 	if procs > 1 {
 		cpu = -1
 	}
-	srv, err := proc.Start(cpu, self, "-serve", kind, "-procs", strconv.Itoa(procs), "-out", out)
+	srv, err := proc.Start(cpu, self, "-serve", kind, "-procs", strconv.Itoa(procs), "-loops", strconv.Itoa(o.loops), "-out", out)
 	if err != nil {
 		return s, err
 	}

@@ -83,7 +83,7 @@ func (p *probes) awaitTimer(stop <-chan struct{}) {
 
 // serve is the program under test: an echo server and its neighbours in one process.
 // It records from the first SIGUSR1 on and writes what it has to out at the second.
-func serve(kind string, procs int, out string) error {
+func serve(kind string, procs, loops int, out string) error {
 	if procs > 0 {
 		runtime.GOMAXPROCS(procs)
 	}
@@ -94,7 +94,7 @@ func serve(kind string, procs int, out string) error {
 	var err error
 	switch kind {
 	case "runnel":
-		addr, err = serveRunnel(ctx, p)
+		addr, err = serveRunnel(ctx, p, loops)
 	case "net":
 		addr, err = serveNet(p)
 	default:
@@ -128,8 +128,8 @@ func serve(kind string, procs int, out string) error {
 	return nil
 }
 
-func serveRunnel(ctx context.Context, p *probes) (net.Addr, error) {
-	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 1})
+func serveRunnel(ctx context.Context, p *probes, loops int) (net.Addr, error) {
+	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: loops})
 	if err != nil {
 		return nil, err
 	}
