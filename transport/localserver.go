@@ -361,7 +361,6 @@ func (s *server) addLocalListener(l *localListener) bool {
 	}
 	if s.locals.listeners == nil {
 		s.locals.listeners = make(map[*localListener]struct{})
-		s.locals.channels = make(map[*localChannel]struct{})
 	}
 	s.locals.listeners[l] = struct{}{}
 	return true
@@ -374,6 +373,9 @@ func (s *server) addLocal(ch *localChannel) bool {
 	defer s.mu.Unlock()
 	if s.hurry {
 		return false
+	}
+	if s.locals.channels == nil { // a listener has its name, and is found by it, before it has its place
+		s.locals.channels = make(map[*localChannel]struct{})
 	}
 	s.locals.channels[ch] = struct{}{}
 	return true

@@ -87,7 +87,11 @@ func TestRelay_Scripted(t *testing.T) {
 		relayScripted(t, *relaySeed)
 		return
 	}
-	for seed := range uint64(400) {
+	seeds := uint64(400)
+	if testing.Short() {
+		seeds /= 4
+	}
+	for seed := range seeds {
 		if relayScripted(t, seed+1); t.Failed() {
 			t.Fatalf("repeat with -relay.seed=%d", seed+1)
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/zap"
@@ -292,12 +293,24 @@ func (r *rig) interest() eventloop.Event { return r.reg.Interest() }
 
 const reads = eventloop.EventRead | eventloop.EventReadHangup
 
+// letters returns the first n bytes of a text that does not repeat itself soon. All of them
+// are of one, which is made once: with the race detector that takes long.
 func letters(n int) string {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = 'a' + byte(i*7+i/251)%26
+	alphabet.Lock()
+	defer alphabet.Unlock()
+	if n > len(alphabet.text) {
+		b := make([]byte, 2*n)
+		for i := range b {
+			b[i] = 'a' + byte(i*7+i/251)%26
+		}
+		alphabet.text = string(b)
 	}
-	return string(b)
+	return alphabet.text[:n]
+}
+
+var alphabet struct {
+	sync.Mutex
+	text string
 }
 
 func pooled(s string) *buffer.Buf {

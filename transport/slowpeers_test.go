@@ -20,6 +20,9 @@ import (
 // who read go on as if nothing were.
 func TestThousandsOfSlowPeers(t *testing.T) {
 	peers := 2000
+	if testing.Short() {
+		peers = 500
+	}
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		t.Fatal(err)

@@ -31,8 +31,8 @@ var stepsStep = flag.Int("steps.step", 0, "its only step; 0 means all")
 // comes once, and no buffer, pipe, descriptor or state is left.
 func TestEndsAtEveryStep(t *testing.T) {
 	seeds := uint64(len(stepOps) * len(stepEndings) * *stepsRuns)
-	if raceEnabled || testing.Short() {
-		seeds /= 2
+	if testing.Short() {
+		seeds /= 4
 	}
 	first := uint64(1)
 	if *stepsSeed != 0 {

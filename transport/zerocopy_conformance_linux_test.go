@@ -13,6 +13,9 @@ import (
 // A channel that lends its memory to the kernel is one like any other. On loopback it does
 // so until the first report of a copy.
 func TestZeroCopyConformance(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the whole suite")
+	}
 	transporttest.Run(t, transporttest.Transport{
 		Lends: true,
 		Connect: func(t testing.TB, g *eventloop.Group, accepted, dialed transporttest.End) (a, d pipeline.Channel) {

@@ -128,9 +128,10 @@ func TestZeroCopyArrives(t *testing.T) {
 					if z.able != conn.use || z.unconfirmed() != 0 || z.charge != 0 {
 						t.Errorf("got %q with %d calls and a charge of %d, want %q", z.able, z.unconfirmed(), z.charge, conn.use)
 					}
-					// Of those that are long enough each is one call at least.
-					if conn.use == zeroCopyUsed && z.first < 3*8 {
-						t.Errorf("calls without a copy: got %d, want 24 at least", z.first)
+					// Of the 24 that are long enough each is one call at least, but for those
+					// for which the kernel has no room.
+					if conn.use == zeroCopyUsed && z.first < 12 {
+						t.Errorf("calls without a copy: got %d, want 12 at least", z.first)
 					}
 					if conn.use != zeroCopyUsed && z.first > mostUnconfirmed {
 						t.Errorf("calls without a copy: got %d before the report of the first copy", z.first)

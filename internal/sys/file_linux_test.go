@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -157,7 +156,8 @@ func nowaitSupported(fd int) bool {
 	return e != unix.EOPNOTSUPP
 }
 
-// What the kernel has dropped is not called cached.
+// What the kernel has dropped is not called cached, unless the read that the question
+// starts has brought it already: on a fast disk it has.
 func TestCachedCold(t *testing.T) {
 	const size = 8 << 20
 	f := tempFile(t, pattern(size))
@@ -171,35 +171,35 @@ func TestCachedCold(t *testing.T) {
 	m, err := MapFile(fd, 0, size)
 	check(t, err)
 	defer Unmap(m)
-	resident := make([]byte, size/PageSize())
-	if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), size, uintptr(unsafe.Pointer(&resident[0]))); e != 0 {
-		t.Fatal(e)
+	resident := func(off int64) bool {
+		var page [1]byte
+		at := off / int64(PageSize()) * int64(PageSize())
+		if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[at])), 1, uintptr(unsafe.Pointer(&page))); e != 0 {
+			t.Fatal(e)
+		}
+		return page[0]&1 != 0
 	}
-	if slices.ContainsFunc(resident, func(b byte) bool { return b&1 != 0 }) {
-		t.Skip("the kernel has kept the file")
-	}
-	// To ask starts the read, which may have ended by the time that the kernel looks again:
-	// so at several places, too far apart for one read to bring two of them.
-	var got bool
-	off := int64(size - 1)
-	for ; off > 0; off -= 1 << 20 {
-		got, err = Cached(fd, off)
+	cold := 0
+	for off := int64(size - 1); off > 0; off -= 1 << 20 { // too far apart for one read to bring two
+		if resident(off) {
+			continue // the kernel has kept it
+		}
+		got, err := Cached(fd, off)
 		check(t, err)
+		if got && !resident(off) {
+			t.Errorf("byte %d: got cached, and it is not in memory", off)
+		}
 		if !got {
-			break
+			cold++
+		}
+		if _, err := ReadFile(fd, make([]byte, 1), off); err != nil {
+			t.Fatal(err)
+		}
+		if got, err = Cached(fd, off); err != nil || !got && nowaitSupported(fd) {
+			t.Errorf("byte %d: got %v, %v after it was read, want cached", off, got, err)
 		}
 	}
-	if got {
-		t.Fatal("got cached everywhere, want not cached")
-	}
-	if _, err := ReadFile(fd, make([]byte, 1), off); err != nil {
-		t.Fatal(err)
-	}
-	got, err = Cached(fd, off)
-	check(t, err)
-	if !got && nowaitSupported(fd) {
-		t.Error("got not cached after it was read, want cached")
-	}
+	t.Logf("%d places were cold", cold)
 }
 
 func TestCachedInMemory(t *testing.T) {
