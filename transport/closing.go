@@ -193,15 +193,12 @@ func (s *stream) closeNow(reset bool, reason error) {
 		}
 	}
 	end := func() {
-		ended := func() {
-			defer tell()
-			s.opsEnded()
-		}
+		s.opsEnded() // first: who has waited for them too long would give up the socket as well
 		if s.rare != nil {
 			s.removeFile()
 		}
-		if reset || !s.closeOffLoop(ended) {
-			defer ended()
+		if reset || !s.closeOffLoop(tell) {
+			defer tell()
 			s.giveUpSocket(reset)
 		}
 	}
