@@ -323,7 +323,7 @@ func (c *streamCore) DoClose(mode pipeline.CloseMode, reason error) {
 func (s *stream) closeLater(reason error) {
 	r := s.needRare()
 	r.reason, r.closeEarly = reason, true
-	if !s.started {
+	if s.reg == nil {
 		// It was refused by a handler of its listener: nobody else will start it.
 		s.start(func(pipeline.Channel) error { return nil })
 	}

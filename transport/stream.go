@@ -52,7 +52,6 @@ type stream struct {
 	at   streamState
 	recv recvSize
 
-	started    bool
 	entered    bool // the loop is in one of this channel's methods
 	inIO       bool // HandleIO is under way: it settles the interest at its end
 	inFlush    bool
@@ -148,10 +147,9 @@ func newStream(cfg *Config, loop *eventloop.Loop, parent pipeline.Channel, fd in
 // start registers a channel on its loop and, if it has a socket already, makes it
 // active. Loop-only.
 func (s *stream) start(init func(pipeline.Channel) error) {
-	if s.at == streamClosed || s.started {
+	if s.at == streamClosed || s.reg != nil {
 		return
 	}
-	s.started = true
 	if s.fd.fd >= 0 {
 		reg, err := s.Loop().Register(int(s.fd.fd), s)
 		if err != nil {

@@ -444,7 +444,7 @@ func TestOpError(t *testing.T) {
 // connections feel every byte: the next one has 512, and above that objects with pointers
 // have a header of 8.
 func TestChannelSize(t *testing.T) {
-	if n := streamSize; wordSize == 8 && n > 640 {
+	if n := streamSize; wordSize == 8 && n > 480 {
 		t.Errorf("size of a stream: got %d, want at most 480", n)
 	}
 }
