@@ -325,7 +325,7 @@ func (a *adopted) channel(cfg *Config, loop *eventloop.Loop) (*stream, error) {
 	if a.kind != sys.KindStream {
 		s.sock = &fileSocket{fd: &s.fd, what: a.what}
 		s.inputShut = !a.what.Reads
-		s.outputShut, s.outputDone = !a.what.Writes, !a.what.Writes
+		s.outputShut, s.out.done = !a.what.Writes, !a.what.Writes
 	}
 	return s, nil
 }

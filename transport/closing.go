@@ -16,7 +16,7 @@ const lingerCheck = 100 * time.Millisecond
 
 // shutdownOutput closes the sending side: the queue has left.
 func (s *stream) shutdownOutput() {
-	s.outputDone = true
+	s.out.done = true
 	p := s.rare.shutWrite
 	s.rare.shutWrite = nil
 	if err := s.sock.shutdownWrite(); err != nil {
@@ -334,7 +334,7 @@ func (c *streamCore) DoCloseWrite(p *eventloop.Promise) {
 	switch {
 	case s.at >= streamClosing:
 		s.refuse(p)
-	case s.outputDone:
+	case s.out.done:
 		p.Complete(nil)
 	case s.outputShut:
 		if p != nil {
@@ -348,7 +348,7 @@ func (c *streamCore) DoCloseWrite(p *eventloop.Promise) {
 		s.outputShut, s.needRare().shutWrite = true, p
 		s.flushTo = s.out.queued
 		s.flush()
-		if !s.inFlush && s.at == streamOpen && !s.outputDone {
+		if !s.inFlush && s.at == streamOpen && !s.out.done {
 			s.settle()
 		}
 	}

@@ -84,13 +84,13 @@ var waitingStates = []waiting{
 	{name: "half-closed by itself",
 		enter: func(t *testing.T, ch pipeline.Channel, peer net.Conn) pipeline.Channel {
 			ch.CloseWrite()
-			reach(t, ch, "half-closed", func(s *stream) bool { return s.outputDone })
+			reach(t, ch, "half-closed", func(s *stream) bool { return s.out.done })
 			return ch
 		}},
 	{name: "half-closed by itself, reading paused", cfg: Config{ManualRead: true},
 		enter: func(t *testing.T, ch pipeline.Channel, peer net.Conn) pipeline.Channel {
 			ch.CloseWrite()
-			reach(t, ch, "half-closed", func(s *stream) bool { return s.outputDone })
+			reach(t, ch, "half-closed", func(s *stream) bool { return s.out.done })
 			_ = peer.(closeWriter).CloseWrite() // both directions are shut: a hangup
 			return ch
 		}},

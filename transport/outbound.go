@@ -54,6 +54,7 @@ type outbound struct {
 	gather int32 // bytes for the next writev
 	merge  int32 // size of the next merge buffer
 	piped  int32 // bytes in a pipe at the head, which leave before the entries
+	done   bool  // the sending side of the socket has been closed
 }
 
 // entry is a message in the queue: a Buf or a region.

@@ -244,7 +244,7 @@ func (s *stream) settle() {
 	switch {
 	case s.at == streamClosing:
 		s.closeEmpty()
-	case s.outputShut && !s.outputDone && s.at == streamOpen:
+	case s.outputShut && !s.out.done && s.at == streamOpen:
 		s.shutdownOutput()
 	default:
 		s.updateInterest()

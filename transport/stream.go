@@ -61,7 +61,6 @@ type stream struct {
 	starved    bool // not reading because there is no memory, or not enough
 	inputShut  bool // the peer's end of the stream has been read
 	outputShut bool // our sending side is to be closed behind the queue, or has been
-	outputDone bool // it has been
 	relayed    bool // what is read goes to another channel
 	blocked    bool // the socket is full: waiting for EventWrite
 	hangup     bool // a hangup or error was reported that nobody waits for
@@ -447,7 +446,7 @@ func (s *stream) inputEnded() {
 		core.DoClose(pipeline.CloseFlushed, io.EOF)
 	default:
 		s.Pipeline().FireEvent(pipeline.InputShutdown{})
-		if s.outputDone {
+		if s.out.done {
 			core.DoClose(pipeline.CloseNow, io.EOF)
 		}
 	}

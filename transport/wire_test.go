@@ -377,7 +377,7 @@ func (x *wireRig) checkRest() {
 	if s.at == streamClosing && s.out.empty() {
 		x.t.Error("stalled: the queue has left, and the channel is still closing")
 	}
-	if s.at == streamOpen && s.outputShut && !s.outputDone && s.out.empty() {
+	if s.at == streamOpen && s.outputShut && !s.out.done && s.out.empty() {
 		x.t.Error("stalled: the queue has left, and the sending side is not closed")
 	}
 }
@@ -385,7 +385,7 @@ func (x *wireRig) checkRest() {
 // state sums up what progress is.
 func (x *wireRig) state() string {
 	s := x.s
-	return fmt.Sprint(s.at, s.hangup, s.zc().unconfirmed(), s.reg.Interest(), len(x.got), len(x.w.in), len(x.w.out), len(x.log), len(x.told), x.w.faults, s.inputShut, s.outputDone)
+	return fmt.Sprint(s.at, s.hangup, s.zc().unconfirmed(), s.reg.Interest(), len(x.got), len(x.w.in), len(x.w.out), len(x.log), len(x.told), x.w.faults, s.inputShut, s.out.done)
 }
 
 // peerSends has bytes arrive.
