@@ -258,8 +258,11 @@ func (s *dgram) outgoing(msg any) (e outDatagram, err error) {
 	if e.buf.Parts() > sys.IOVMax {
 		// A datagram leaves by one call, which takes no more parts.
 		b := e.buf
-		e.buf = b.Copy()
-		b.Release()
+		defer b.Release()
+		if e.buf, err = s.Alloc().TryAlloc(b.Len()); err != nil {
+			return outDatagram{}, err
+		}
+		e.buf.WriteBuf(b)
 	}
 	return e, nil
 }
