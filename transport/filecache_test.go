@@ -616,8 +616,8 @@ func (s *endlessSocket) sendfile(_ int, off int64, n int) (int, error) {
 	return n, nil
 }
 
-// Offsets and lengths beyond 32 bits keep their digits, and no turn moves more than its
-// budget.
+// Offsets and lengths beyond 32 bits keep their digits, and no call moves more than a
+// piece of the budget.
 func TestHugeRegion(t *testing.T) {
 	const off, n = 1<<62 + 3, 1<<33 + 123
 	r := newRig(t, rigConfig{})
@@ -635,7 +635,7 @@ func TestHugeRegion(t *testing.T) {
 		})
 	})
 	r.m.RunUntilIdle()
-	if told != 1 || sent != n || s.most > regionBudget || s.calls != n/regionBudget+1 {
+	if told != 1 || sent != n || s.most > regionPiece || s.calls != n/regionPiece+1 {
 		t.Errorf("told %d times after %d bytes, in %d calls of %d at most", told, sent, s.calls, s.most)
 	}
 }

@@ -17,11 +17,12 @@ import (
 	"github.com/runnel-io/runnel/pipeline"
 )
 
-// fileSizes are around what a page, a header's patience, a turn's budget and a few
-// turns hold.
+// fileSizes are around what a page, the pipe inside of sendfile, a call, a turn's budget and a
+// few turns hold.
 var fileSizes = []int{
 	0, 1, 4095, 4096, 4097,
-	moreLimit - 1, moreLimit, moreLimit + 1,
+	65535, 65536, 65537,
+	regionPiece, regionPiece + 1,
 	regionBudget - 1, regionBudget, regionBudget + 1,
 	3 << 20,
 }

@@ -42,7 +42,11 @@ func TestProgress(t *testing.T) {
 			r.wantOut("head" + content + "tail")
 			n := len(content)
 			want := []string{"head <nil>", fmt.Sprintf("region 1000/%d", n)}
-			for sent := 1000 + regionBudget; sent < n; sent += regionBudget {
+			piece := regionPiece
+			if cold {
+				piece = regionBudget // by one Op
+			}
+			for sent := 1000 + piece; sent < n; sent += piece {
 				want = append(want, fmt.Sprintf("region %d/%d", sent, n))
 			}
 			want = append(want, fmt.Sprintf("region %d/%d", n, n), "region <nil>", "empty <nil>", "tail <nil>")

@@ -274,8 +274,8 @@ func TestFileRegions(t *testing.T) {
 	}
 	r.m.RunUntilIdle()
 	r.wantOut("head" + content + "tail")
-	if r.k.more[0] {
-		t.Error("MSG_MORE before a large body")
+	if !r.k.more[0] || r.k.more[len(r.k.more)-1] {
+		t.Errorf("got MSG_MORE %v, want it before the file and not after", r.k.more)
 	}
 	r.k.more = nil
 	r.k.out.Reset()
@@ -285,7 +285,7 @@ func TestFileRegions(t *testing.T) {
 	})
 	r.wantOut("head" + content[100:1100])
 	if !r.k.more[0] {
-		t.Error("no MSG_MORE before a small body")
+		t.Error("no MSG_MORE before a small file")
 	}
 }
 

@@ -14,10 +14,12 @@ import (
 
 const (
 	maxWritesPerFlush = 16
-	// A file region leaves in calls of this size, one a turn.
-	regionBudget = 1 << 20
-	// moreLimit is up to how many bytes of a file the header before it waits for.
-	moreLimit = 64 << 10
+	// A file region leaves in calls of this size. A longer one has Go's monitor look twice
+	// while it lasts and take its processor away, where there is no idle one; a shorter one
+	// wakes the peer more often. See docs/zero-copy.md for the figures.
+	regionPiece = 352 << 10
+	// So much of a region leaves in a turn, and at most so much of a cold one by an Op.
+	regionBudget = 3 * regionPiece
 )
 
 // flush sends the queue up to s.flushTo, as far as the socket takes it and this
@@ -99,7 +101,7 @@ func (s *stream) sendParts() {
 		}
 	}
 	parts, bytes, mapped, then := s.out.parts(s.state.iov, s.flushTo-s.out.sent)
-	n, use, err := s.writeParts(parts, bytes, mapped, then != nil && then.Remaining() <= moreLimit)
+	n, use, err := s.writeParts(parts, bytes, mapped, then != nil)
 	clear(parts)
 	counters := s.Loop().Counters()
 	counters.Writevs++
@@ -146,6 +148,7 @@ func (s *stream) sendRegion(budget int) int {
 	if s.routeRegion(r).why == whyCold && s.submitRegion(r, file, off, want) {
 		return 0
 	}
+	want = min(want, regionPiece)
 	n, err := s.sock.sendfile(file, off, want)
 	return s.regionSent(n, want, err)
 }
