@@ -1,4 +1,4 @@
-package transport_test
+package transporttest_test
 
 import (
 	"net"

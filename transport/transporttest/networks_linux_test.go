@@ -1,6 +1,4 @@
-//go:build linux
-
-package transport_test
+package transporttest_test
 
 import (
 	"testing"
