@@ -243,22 +243,19 @@ func (x *dialing) finish(s dialed, err error) {
 }
 
 // tell calls then as the handler, in a task, so that it never runs before DialThen has
-// returned; when the loop has ended, here. Only the first outcome counts. Any goroutine.
+// returned. Only the first outcome counts. Any goroutine.
 func (x *dialing) tell(s dialed, err error) {
 	if !x.told.CompareAndSwap(false, true) {
 		return
 	}
-	then := func() {
+	deliver(x.c, func() {
 		if err != nil {
 			x.then(nil, err)
 			return
 		}
 		defer s.feed()
 		x.then(s, nil)
-	}
-	if x.c.Execute(then) != nil {
-		then()
-	}
+	})
 }
 
 // dialed is a channel that a Dialer makes.

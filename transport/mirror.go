@@ -236,9 +236,7 @@ func (m *mirror) finish(err error) {
 			return
 		}
 		// As a task, so that what it does comes after what is under way.
-		if told := func() { m.ended(m.taken, m.err) }; m.of.src.Loop().Execute(told) != nil {
-			told()
-		}
+		deliverTo(m.of.src.Loop(), func() { m.ended(m.taken, m.err) })
 	})
 }
 

@@ -259,9 +259,7 @@ func (r *FileReceiver) opEnded() {
 		r.failure = op.Err // a panic
 	}
 	if op.N > 0 && r.Progress != nil {
-		if tell := func() { r.Progress(r.written()) }; r.c.Execute(tell) != nil {
-			tell()
-		}
+		deliver(r.c, func() { r.Progress(r.written()) })
 	}
 	r.pieceStored(int(op.N))
 	r.goOn()
@@ -344,9 +342,7 @@ func (r *FileReceiver) finish(err error) {
 	}
 	r.dropPiece()
 	r.mirrors.end()
-	if tell := func() { r.tell(err) }; r.c.Execute(tell) != nil {
-		tell()
-	}
+	deliver(r.c, func() { r.tell(err) })
 }
 
 func (r *FileReceiver) tell(err error) {
