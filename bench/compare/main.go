@@ -41,6 +41,7 @@ var presets = map[string]preset{
 	"echo64d1": {conns: 64, size: 64, depth: 1, mode: "echo", messages: 200_000, servers: "bareloop,cloop,net,echo"},
 	// Every server gets the same framed bytes; to echo they are just bytes.
 	"relay1m":  {conns: 16, size: 1 << 20, depth: 1, mode: "echo", messages: 3000, servers: "crelay,relay,haproxy,crelaycopy", behind: "cloop"},
+	"mirror1m": {conns: 16, size: 1 << 20, depth: 1, mode: "echo", messages: 3000, servers: "relay,mirrored,mirroredcopy", behind: "cloop"},
 	"relay64":  {conns: 64, size: 64, depth: 1, mode: "echo", messages: 200_000, servers: "crelaycopy,relay,crelay,haproxy", behind: "cloop"},
 	"framed1k": {conns: 64, size: 1024, depth: 16, mode: "framed", messages: 1_000_000, servers: "echo,framed,bareloop"},
 }
@@ -70,8 +71,8 @@ type options struct {
 
 func main() {
 	o := options{peers: pairs{}, args: pairs{}, limits: pairs{}}
-	name := flag.String("preset", "echo64", "`name` of a load: echo64, echo1k, echo64d1, framed1k, relay64, relay1m")
-	servers := flag.String("servers", "", "servers to compare, the yardstick first: bareloop, cloop, net, echo, framed, relay, crelay, crelaycopy, haproxy or a name given by -peer (default: the preset's)")
+	name := flag.String("preset", "echo64", "`name` of a load: echo64, echo1k, echo64d1, framed1k, relay64, relay1m, mirror1m")
+	servers := flag.String("servers", "", "servers to compare, the yardstick first: bareloop, cloop, net, echo, framed, relay, crelay, crelaycopy, mirrored, mirroredcopy, haproxy or a name given by -peer (default: the preset's)")
 	conns := flag.Int("conns", 0, "connections, instead of the preset's")
 	size := flag.Int("size", 0, "bytes of a message, instead of the preset's")
 	depth := flag.Int("depth", 0, "messages under way on a connection, instead of the preset's")
@@ -113,6 +114,7 @@ func override[T comparable](dst *T, v T) {
 type contender struct {
 	name, bin string
 	args      []string
+	mirrors   bool // what goes up to a connection that drops it, too
 
 	us, rate, busy, ratio []float64 // CPU us per message, messages/s, share of the core, ratio to the yardstick
 }
@@ -240,6 +242,13 @@ func (o *options) contender(b *proc.Builder, who string) (*contender, error) {
 	case who == "relay":
 		c.bin, err = b.Example("relay")
 		c.args = []string{"-loops", "1"}
+	case who == "mirrored" || who == "mirroredcopy":
+		c.bin, err = b.Example("relay")
+		c.args = []string{"-loops", "1", "-mirror-policy", "block"}
+		if who == "mirroredcopy" {
+			c.args = append(c.args, "-mode", "copy")
+		}
+		c.mirrors = true
 	case who == "haproxy":
 		if c.bin, err = exec.LookPath("haproxy"); err != nil {
 			err = fmt.Errorf("haproxy is not installed: %w", proc.ErrAbsent)
@@ -265,6 +274,14 @@ func (o *options) round(load string, c *contender) (err error) {
 		}
 		defer behind.Stop()
 		args = append(slices.Clone(args), "-to", strings.TrimPrefix(behind.Addr, "tcp://"))
+	}
+	if c.mirrors {
+		sink, err := drain()
+		if err != nil {
+			return err
+		}
+		defer sink.Close()
+		args = append(slices.Clone(args), "-mirror", sink.Addr().String())
 	}
 	var s *proc.Server
 	if c.name == "haproxy" {

@@ -1,5 +1,5 @@
-// Command payload moves a stream through examples/fileregion, relay and record under
-// strace, checks what arrives, and adds up by which system calls it went.
+// Command payload moves a stream through examples/fileregion, relay, with and without a
+// mirror, and record under strace, checks what arrives, and adds up by which system calls it went.
 //
 //	go run ./payload
 //	go run ./payload -only relay -size 1073741824
@@ -32,7 +32,7 @@ const reads = 7
 func main() {
 	size := flag.Int64("size", 256<<20, "bytes of the stream")
 	slack := flag.Int64("slack", 1<<20, "bytes that a server may read for other reasons: its start, requests")
-	only := flag.String("only", "", "one `scenario`: fileregion, relay or record")
+	only := flag.String("only", "", "one `scenario`: fileregion, relay, mirror or record")
 	flag.Parse()
 	if err := run(*only, *size, *slack); err != nil {
 		fmt.Fprintln(os.Stderr, "payload:", err)
@@ -58,16 +58,16 @@ func run(only string, size, slack int64) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ran := false
 	for _, s := range scenarios {
-		if only != "" && s.example != only {
+		if only != "" && s.name != only {
 			continue
 		}
 		ran = true
-		moved, err := s.run(b, strace, dir, size)
+		switches, moved, err := s.run(b, strace, dir, size)
 		if err == nil {
-			err = judge(s, moved, size, slack)
+			err = judge(s, switches, moved, size, slack)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.example, err)
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	if !ran {
@@ -77,8 +77,8 @@ func run(only string, size, slack int64) (err error) {
 }
 
 // judge prints what a trace adds up to.
-func judge(s scenario, moved map[string]total, size, slack int64) error {
-	fmt.Printf("%s: %d bytes, SHA-256 right; bytes by system call (one-byte probes by preadv2 apart):\n", s.example, size)
+func judge(s scenario, switches int64, moved map[string]total, size, slack int64) error {
+	fmt.Printf("%s: %d bytes, SHA-256 right, %d context switches without strace; bytes by system call:\n", s.name, size, switches)
 	var read int64
 	for i, call := range calls {
 		m := moved[call]

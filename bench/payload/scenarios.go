@@ -10,34 +10,52 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/runnel-io/runnel/bench/internal/proc"
 )
 
 // scenario is a way for a stream through an example.
 type scenario struct {
+	name    string
 	example string
 	by      string // the call that has to move all of it
 	passes  int    // how many times: into a pipe and out of it are two
 	// flags are the example's; drive sends or fetches the stream and checks it.
-	flags func(dir, target string) []string
-	drive func(addr, dir string, size int64, want [32]byte) error
+	flags func(p places) []string
+	drive func(p places, size int64, want [32]byte) error
+}
+
+// places are where streams come from and go to.
+type places struct {
+	addr   string // the example
+	dir    string // for files
+	target string // sends back what it gets
+	sink   string // tells the hash of what it gets
+	sums   <-chan [32]byte
 }
 
 var scenarios = []scenario{
 	{
-		example: "fileregion", by: "sendfile", passes: 1,
-		flags: func(dir, _ string) []string { return []string{"-root", dir} },
+		name: "fileregion", example: "fileregion", by: "sendfile", passes: 1,
+		flags: func(p places) []string { return []string{"-root", p.dir} },
 		drive: fetch,
 	},
 	{
-		example: "relay", by: "splice", passes: 4, // there and back
-		flags: func(_, target string) []string { return []string{"-to", target, "-mode", "splice"} },
+		name: "relay", example: "relay", by: "splice", passes: 4, // there and back
+		flags: func(p places) []string { return []string{"-to", p.target, "-mode", "splice"} },
 		drive: relay,
 	},
 	{
-		example: "record", by: "splice", passes: 2,
-		flags: func(dir, _ string) []string { return []string{"-dir", dir} },
+		name: "mirror", example: "relay", by: "splice", passes: 5, // and to the mirror
+		flags: func(p places) []string {
+			return []string{"-to", p.target, "-mode", "splice", "-mirror", p.sink, "-mirror-policy", "block"}
+		},
+		drive: mirror,
+	},
+	{
+		name: "record", example: "record", by: "splice", passes: 2,
+		flags: func(p places) []string { return []string{"-dir", p.dir} },
 		drive: record,
 	},
 }
@@ -45,37 +63,73 @@ var scenarios = []scenario{
 // content is the stream of size bytes.
 func content(size int64) io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{1}), size) }
 
-// run drives the example and returns what it moved by which call.
-func (s scenario) run(b *proc.Builder, strace, dir string, size int64) (moved map[string]total, err error) {
+// run drives the example twice, by itself and under strace, and returns how often its
+// threads were switched the first time, and what it moved by which call the second.
+func (s scenario) run(b *proc.Builder, strace, dir string, size int64) (switches int64, moved map[string]total, err error) {
 	bin, err := b.Example(s.example)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
+	}
+	err = s.once(bin, filepath.Join(dir, s.name), size, func(srv *proc.Server, do func() error) error {
+		before, err := proc.Switches(srv.PID)
+		if err == nil {
+			err = do()
+		}
+		if err == nil {
+			switches, err = proc.Switches(srv.PID)
+			switches -= before
+		}
+		return errors.Join(err, srv.Stop())
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	trace := filepath.Join(dir, s.name+".trace")
+	err = s.once(bin, filepath.Join(dir, s.name+"-traced"), size, func(srv *proc.Server, do func() error) error {
+		return traced(strace, trace, srv, do)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	moved, err = count(trace)
+	return switches, moved, err
+}
+
+// once starts the example with dir for its files, and has by drive and stop it.
+func (s scenario) once(bin, dir string, size int64, by func(srv *proc.Server, do func() error) error) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
 	}
 	f, err := os.Create(filepath.Join(dir, "big"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	h := sha256.New()
 	_, err = io.Copy(io.MultiWriter(f, h), content(size))
 	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
+		return err
 	}
 	target, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer target.Close()
 	go echo(target)
-	srv, err := proc.Start(-1, bin, append([]string{"-addr", "127.0.0.1:0"}, s.flags(dir, target.Addr().String())...)...)
+	sink, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	trace := filepath.Join(dir, "trace")
-	err = traced(strace, trace, srv, func(addr string) error { return s.drive(addr, dir, size, [32]byte(h.Sum(nil))) })
+	defer sink.Close()
+	sums := make(chan [32]byte, 1)
+	go hash(sink, sums)
+	p := places{dir: dir, target: target.Addr().String(), sink: sink.Addr().String(), sums: sums}
+	srv, err := proc.Start(-1, bin, append([]string{"-addr", "127.0.0.1:0"}, s.flags(p)...)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return count(trace)
+	p.addr = strings.TrimPrefix(srv.Addr, "tcp://")
+	err = by(srv, func() error { return s.drive(p, size, [32]byte(h.Sum(nil))) })
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // echo sends back what it gets until the listener is closed.
@@ -101,9 +155,24 @@ func echo(l net.Listener) {
 	}
 }
 
+// hash tells of a connection the hash of what it brings.
+func hash(l net.Listener, sums chan<- [32]byte) {
+	c, err := l.Accept()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, c); err == nil {
+		sums <- [32]byte(h.Sum(nil))
+	} else {
+		close(sums)
+	}
+}
+
 // fetch asks for the file.
-func fetch(addr, _ string, size int64, want [32]byte) error {
-	c, err := net.Dial("tcp", addr)
+func fetch(p places, size int64, want [32]byte) error {
+	c, err := net.Dial("tcp", p.addr)
 	if err != nil {
 		return err
 	}
@@ -120,8 +189,8 @@ func fetch(addr, _ string, size int64, want [32]byte) error {
 }
 
 // relay sends the stream to an echo behind the relay, and reads it meanwhile.
-func relay(addr, _ string, size int64, want [32]byte) error {
-	c, err := net.Dial("tcp", addr)
+func relay(p places, size int64, want [32]byte) error {
+	c, err := net.Dial("tcp", p.addr)
 	if err != nil {
 		return err
 	}
@@ -137,9 +206,20 @@ func relay(addr, _ string, size int64, want [32]byte) error {
 	return <-sent
 }
 
+// mirror is relay, with a second reader of what goes there.
+func mirror(p places, size int64, want [32]byte) error {
+	if err := relay(p, size, want); err != nil {
+		return err
+	}
+	if got := <-p.sums; got != want {
+		return fmt.Errorf("SHA-256 of the mirror's: got %x, want %x", got, want)
+	}
+	return nil
+}
+
 // record has the stream received into a file.
-func record(addr, dir string, size int64, want [32]byte) error {
-	c, err := net.Dial("tcp", addr)
+func record(p places, size int64, want [32]byte) error {
+	c, err := net.Dial("tcp", p.addr)
 	if err != nil {
 		return err
 	}
@@ -154,7 +234,7 @@ func record(addr, dir string, size int64, want [32]byte) error {
 	if err != nil || string(said) != fmt.Sprintf("OK: %d\n", size) {
 		return fmt.Errorf("answer %q: %w", said, err)
 	}
-	f, err := os.Open(filepath.Join(dir, "conn-1.bin"))
+	f, err := os.Open(filepath.Join(p.dir, "conn-1.bin"))
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 // traced does something with the server while strace looks on, and stops the server,
 // with which strace ends.
-func traced(strace, trace string, srv *proc.Server, do func(addr string) error) error {
+func traced(strace, trace string, srv *proc.Server, do func() error) error {
 	cmd := exec.Command(strace, traceFlags(strconv.Itoa(srv.PID), trace)...)
 	said, err := cmd.StderrPipe()
 	if err == nil {
@@ -28,7 +28,7 @@ func traced(strace, trace string, srv *proc.Server, do func(addr string) error) 
 	if err != nil || !strings.Contains(line, "attached") {
 		err = fmt.Errorf("strace: %q, %v", line, err)
 	} else {
-		err = do(strings.TrimPrefix(srv.Addr, "tcp://"))
+		err = do()
 	}
 	return errors.Join(err, srv.Stop(), cmd.Wait())
 }

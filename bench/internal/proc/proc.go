@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -264,6 +265,35 @@ func CPU(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
 	}
 	return time.Duration(ts.Nano()), nil
+}
+
+// Switches returns how often the threads of a process have been switched, by themselves
+// or by the system, those that have ended left out.
+func Switches(pid int) (int64, error) {
+	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		for line := range bytes.Lines(text) {
+			if f := bytes.Fields(line); len(f) == 2 && bytes.HasSuffix(f[0], []byte("voluntary_ctxt_switches:")) {
+				n, err := strconv.ParseInt(string(f[1]), 10, 64)
+				if err != nil {
+					return 0, err
+				}
+				sum += n
+			}
+		}
+	}
+	return sum, nil
 }
 
 // Memory is what a process holds, in bytes.
