@@ -106,8 +106,7 @@ type Loop struct {
 
 	turnEndRun  []Task // being run
 	turnEndAt   int
-	turnEnds    uint64 // run since the start
-	notifyDepth int    // callbacks of promises on the stack
+	notifyDepth int // callbacks of promises on the stack
 
 	longestExact bool // the longest call was timed by itself
 

@@ -140,7 +140,7 @@ func (m *Manual) offloaded() int {
 
 // calls returns how many calls the loop has made.
 func (l *Loop) calls() uint64 {
-	return l.m.Events + l.m.Tasks + l.m.TimersFired + l.turnEnds
+	return l.m.Events + l.m.Tasks + l.m.TimersFired + l.m.TurnEnds
 }
 
 // RunUntilIdle does turns until there is nothing to do but wait for time to pass. It

@@ -43,6 +43,7 @@ type Metrics struct {
 	Events      uint64        // readiness delivered to handles
 	StaleEvents uint64        // readiness of registrations that were gone
 	TimersFired uint64
+	TurnEnds    uint64 // tasks of [Loop.AtTurnEnd] run
 	Panics      uint64 // contained by the loop
 	Restarts    uint64 // after runtime.Goexit
 	Held        uint64 // calls that held the loop for [GroupConfig.Watchdog] or longer; 0 without a watchdog

@@ -222,7 +222,7 @@ func (l *Loop) runTurnEnd() {
 		l.pace.left--
 		t := &l.turnEndRun[l.turnEndAt]
 		l.turnEndAt++
-		l.turnEnds++
+		l.m.TurnEnds++
 		if l.sight != nil {
 			l.sight.task.Store(t)
 		}

@@ -64,6 +64,44 @@ func TestNothingStarves(t *testing.T) {
 	stop = true
 }
 
+// Each call that a turn makes is counted with its kind.
+func TestMetricsCountCalls(t *testing.T) {
+	m := newTestManual(t)
+	l := m.Loop()
+	const fd, tasks, timers, ends = 1, 2, 3, 4
+	r := register(t, m, fd, &testHandle{io: func(Event) {}})
+	m.Enter(func() { _ = r.SetInterest(EventRead) })
+	m.RunUntilIdle()
+	before := l.Metrics()
+	m.Ready(fd, EventRead)
+	m.Enter(func() {
+		for range tasks {
+			_ = l.Execute(func() {})
+		}
+		for range timers {
+			l.Schedule(0, func() {})
+		}
+		for range ends {
+			l.AtTurnEnd(funcTask(func() {}))
+		}
+	})
+	m.RunUntilIdle()
+	got := l.Metrics()
+	for _, c := range []struct {
+		what      string
+		got, want uint64
+	}{
+		{"events", got.Events - before.Events, 1},
+		{"tasks", got.Tasks - before.Tasks, tasks},
+		{"timers", got.TimersFired - before.TimersFired, timers},
+		{"turn ends", got.TurnEnds - before.TurnEnds, ends},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: got %d, want %d", c.what, c.got, c.want)
+		}
+	}
+}
+
 // The same on a loop with a poller, where nobody counts turns.
 func TestATaskForEverStarvesNobody(t *testing.T) {
 	l := newTestLoop(t, nil)
