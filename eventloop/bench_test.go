@@ -38,15 +38,41 @@ func BenchmarkSubmit(b *testing.B) {
 	})
 }
 
-// BenchmarkRoundTrip wakes a loop that waits and waits for its answer.
+// BenchmarkRoundTrip wakes a loop that waits and waits for its answer, by turns with a
+// goroutine that is asked over one unbuffered channel and answers over another. It
+// reports the first as a multiple of the second.
 func BenchmarkRoundTrip(b *testing.B) {
+	const turn = 100 // of either kind, so that changing from one to the other weighs little
 	l := newTestLoop(b, nil)
 	task := &signalTask{make(chan struct{}, 1)}
-	b.ReportAllocs()
+	there, back := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(back)
+		for range there {
+			back <- struct{}{}
+		}
+	}()
+	var loop, channel time.Duration
 	for b.Loop() {
-		_ = l.Submit(task)
-		<-task.c
+		start := time.Now()
+		for range turn {
+			_ = l.Submit(task)
+			<-task.c
+		}
+		half := time.Now()
+		for range turn {
+			there <- struct{}{}
+			<-back
+		}
+		loop += half.Sub(start)
+		channel += time.Since(half)
 	}
+	close(there)
+	<-back
+	b.ReportMetric(float64(loop)/float64(b.N*turn), "ns/loop")
+	b.ReportMetric(float64(channel)/float64(b.N*turn), "ns/channel")
+	b.ReportMetric(float64(loop)/float64(channel), "of-channel")
+	b.ReportMetric(0, "ns/op")
 }
 
 // BenchmarkTurn is what a turn costs beside what it calls, and what an event adds.
