@@ -86,6 +86,8 @@ type strandHandler struct {
 	refused bool // the strand was full, and the handler has been told
 	held    []op // what has come since it is leaving
 	heldAt  int
+	addErr  error // of its HandleAdded, told when it is gone
+	broken  bool  // that was a panic or a Goexit, which closes the channel then
 
 	// Strand-only.
 	active  bool     // HandleActive has come, or had passed, and HandleInactive has not

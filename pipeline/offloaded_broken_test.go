@@ -194,6 +194,9 @@ func TestOffloadedAddedFails(t *testing.T) {
 			}
 			got := slices.DeleteFunc(slices.Clone(log.calls), func(s string) bool { return s[0] != 'b' })
 			checkCalls(t, "calls of the handler", got, "b added", "b removed")
+			if i, j := slices.Index(log.calls, "b removed"), slices.Index(log.calls, "a error"); i > j {
+				t.Errorf("the failure is told before the handler is gone: %q", log.calls)
+			}
 			if log.count("c read") != 1 || log.count("a write") != 1 {
 				t.Errorf("what came meanwhile has not gone on: %q", log.calls)
 			}

@@ -269,18 +269,26 @@ func (p *Pipeline) gone(c *Context) {
 	h.held = nil
 	p.takeOut(c)
 	b.holdReading(false)
-	if r := b.offloading(); r.removing {
-		r.removing = false
-		p.removeAll()
+	defer func() {
+		if r := b.offloading(); r.removing {
+			r.removing = false
+			p.removeAll()
+		}
+	}()
+	if h.addErr == nil {
+		return
 	}
+	if h.broken {
+		defer b.core.DoClose(CloseNow, h.addErr)
+	}
+	p.reportAdded(c, h.addErr)
 }
 
-// addFailed removes the handler of o.c, whose HandleAdded has failed on its strand.
+// addFailed removes the handler of o.c, whose HandleAdded has failed on its strand. That
+// is told when the handler is gone, as on the loop.
 func (p *Pipeline) addFailed(o *op) {
-	if o.mode == CloseNow {
-		defer p.base.core.DoClose(CloseNow, o.err)
-	}
-	defer p.reportAdded(o.c, o.err)
+	h := o.c.typ.offloaded
+	h.addErr, h.broken = o.err, o.mode == CloseNow
 	p.unlink(o.c)
 }
 
