@@ -80,38 +80,73 @@ func TestSemantics6_2_ConnectOrder(t *testing.T) {
 		ch.Do(func() { ch.Pipeline().Connect(&net.TCPAddr{}, nil, nil) })
 		checkCalls(t, "connect", without(log.take(), "a added", "a connect"), want...)
 	})
-	t.Run("tcp dialed", func(t *testing.T) {
+	overSockets(t, true, func(t *testing.T, k kind) {
 		log := new(trace)
-		if _, err := openDialed(t, func(ch pipeline.Channel) error {
-			return ch.Pipeline().Add(connects{log}, &tracer{name: "a", log: log})
-		}); err != nil {
-			t.Fatal(err)
-		}
+		k.with(t, connects{log}, &tracer{name: "a", log: log})
 		checkCalls(t, "connect", without(log.take(), "a added", "a connect"), want...)
 	})
 }
 
-// A listener is bound before it is active, and then asks for children.
+// Who gives a connect up before it is made never sees the channel active; who does so
+// when it has been made sees it active, and then closed. An embedded channel's connect
+// has nobody who could give it up.
+func TestSemantics6_2_CancelledConnect(t *testing.T) {
+	overSockets(t, true, func(t *testing.T, k kind) {
+		for _, in := range []string{"connect", "active"} {
+			t.Run("in "+in, func(t *testing.T) {
+				g := newGroup(t)
+				l, err := net.Listen(k.network, k.addr(t))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				log := new(trace)
+				h := (&tracer{name: "a", log: log}).on(in, func(call) error { cancel(); return nil }) // and no connect is made
+				d := &transport.Dialer{Group: g, Init: func(ch pipeline.Channel) error { return ch.Pipeline().Add(h) }}
+				ch, err := d.Dial(ctx, k.network, l.Addr().String())
+				switch {
+				case err == nil && in == "active":
+					ch.Close() // Dial has returned before it has seen the end of ctx
+				case !errors.Is(err, context.Canceled):
+					t.Errorf("got %v, %v; want an error that is context.Canceled", ch, err)
+				}
+				log.until(t, "a removed")
+				want := []string{"a registered", "a connect", "a unregistered", "a removed"}
+				if in == "active" {
+					want = []string{"a registered", "a connect", "a active", "a inactive", "a unregistered", "a removed"}
+				}
+				checkCalls(t, "calls", log.of("registered", "connect", "active", "inactive", "unregistered", "removed"), want...)
+			})
+		}
+	})
+}
+
+// A listener is bound before it is active, and then asks for children. There are no
+// embedded ones.
 func TestSemantics6_2_BindOrder(t *testing.T) {
-	g := newGroup(t)
-	log := new(trace)
-	srv := &transport.Server{Group: g, ListenerInit: func(ch pipeline.Channel) error {
-		return ch.Pipeline().Add(&tracer{name: "a", log: log})
-	}}
-	l, err := srv.Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	onLoop(t, l.Loop(), func() {})
-	checkCalls(t, "bind", log.take(), "a added", "a registered", "a active", "a request")
-	if !l.Active() || l.LocalAddr().(*net.TCPAddr).Port == 0 {
-		t.Errorf("active %v at %v; want true at its port", l.Active(), l.LocalAddr())
-	}
+	overSockets(t, false, func(t *testing.T, k kind) {
+		g := newGroup(t)
+		log := new(trace)
+		srv := &transport.Server{Group: g, ListenerInit: func(ch pipeline.Channel) error {
+			return ch.Pipeline().Add(&tracer{name: "a", log: log})
+		}}
+		l, err := srv.Listen(context.Background(), k.network, k.addr(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		onLoop(t, l.Loop(), func() {})
+		checkCalls(t, "bind", log.take(), "a added", "a registered", "a active", "a request")
+		if at := l.LocalAddr().String(); !l.Active() || at == "" || at == "127.0.0.1:0" {
+			t.Errorf("active %v at %q; want true at its address", l.Active(), at)
+		}
+	})
 }
 
 // without returns calls but for those given.
 func without(calls []string, not ...string) []string {
-	return slices.DeleteFunc(calls, func(c string) bool { return slices.Contains(not, c) })
+	return slices.DeleteFunc(slices.Clone(calls), func(c string) bool { return slices.Contains(not, c) })
 }
 
 // A close happens once: those who wait for it are told, then those whose writes it has
@@ -195,13 +230,29 @@ func TestSemantics6_3_PeerCloses(t *testing.T) {
 	})
 }
 
-// A channel that never was active owes no inactive.
+// A channel that never was active owes no inactive. An accepted one is active as soon
+// as it is there.
 func TestSemantics6_3_CloseBeforeActive(t *testing.T) {
-	log := new(trace)
-	ch := newChannel(t, embedded.Config{Inactive: true}, &tracer{name: "a", log: log})
-	log.take()
-	ch.Do(ch.Close)
-	checkCalls(t, "registered only", log.take(), "a close", "a unregistered", "a removed")
+	t.Run("embedded", func(t *testing.T) {
+		log := new(trace)
+		ch := newChannel(t, embedded.Config{Inactive: true}, &tracer{name: "a", log: log})
+		log.take()
+		ch.Do(ch.Close)
+		checkCalls(t, "registered only", log.take(), "a close", "a unregistered", "a removed")
+	})
+	overSockets(t, true, func(t *testing.T, k kind) {
+		log := new(trace)
+		h := (&tracer{name: "a", log: log}).on("connect", func(k call) error {
+			k.c.Channel().Close()
+			k.c.ForwardConnect(&net.TCPAddr{}, nil, k.p)
+			return nil
+		})
+		if _, err := k.open(t, func(ch pipeline.Channel) error { return ch.Pipeline().Add(h) }); !errors.Is(err, pipeline.ErrClosed) {
+			t.Errorf("Dial: got %v, want ErrClosed", err)
+		}
+		log.until(t, "a removed")
+		checkCalls(t, "calls", log.take(), "a added", "a registered", "a connect", "a close", "a unregistered", "a removed")
+	})
 }
 
 func TestSemantics6_4_RemovedOnce(t *testing.T) {
@@ -349,73 +400,94 @@ func TestSemantics6_6_Names(t *testing.T) {
 	})
 }
 
-// A failing Init closes the channel, and so does a handler that it cannot add; see also
-// TestDesign1_BrokenInit.
+// An Init that fails closes the channel, in whatever way it fails, and so does a handler that
+// it cannot add; see also TestDesign1_BrokenInit.
 func TestSemantics6_7_InitFails(t *testing.T) {
 	some := errors.New("some error")
 	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			log := new(trace)
-			_, err := k.open(t, func(ch pipeline.Channel) error {
-				a := (&tracer{name: "a", log: log}).on("error", func(call) error { return nil })
-				b := (&tracer{name: "b", log: log}).on("added", func(call) error { return some })
-				return ch.Pipeline().Add(a, b)
+		for _, how := range []string{"handler", "error", "panic"} {
+			t.Run(k.name+"/"+how, func(t *testing.T) {
+				log := new(trace)
+				_, err := k.open(t, func(ch pipeline.Channel) error {
+					a := (&tracer{name: "a", log: log}).on("error", func(call) error { return nil })
+					b := &tracer{name: "b", log: log}
+					if how == "handler" {
+						b.on("added", func(call) error { return some })
+					}
+					err := ch.Pipeline().Add(a, b)
+					switch {
+					case how == "error":
+						err = some
+					case how == "panic":
+						panic(some)
+					}
+					return err
+				})
+				if !errors.Is(err, some) && (err != errBroken || how != "panic") {
+					t.Errorf("got %v, want %v", err, some)
+				}
+				log.until(t, "a removed")
+				want := []string{"a added", "b added", "b removed", "a removed"}
+				if how == "handler" {
+					want = slices.Insert(want, 3, "a error")
+				}
+				if k.name == "embedded" { // a handler is its Init, and a's error comes before what follows from it
+					want = slices.Insert(want, len(want)-2, "a error")
+				}
+				checkCalls(t, "calls", log.take(), want...)
 			})
-			if !errors.Is(err, some) {
-				t.Errorf("got %v, want %v", err, some)
-			}
-			log.until(t, "a removed")
-			got := log.take()
-			if n := len(got); k.name == "embedded" && n > 1 && got[n-2] == "a error" {
-				got = slices.Delete(got, n-2, n-1) // of the handler that is its Init
-			}
-			checkCalls(t, "calls", got, "a added", "b added", "b removed", "a error", "a removed")
-		})
+		}
 	}
 }
 
 // A listener's children are messages in its pipeline: a handler may keep one from
-// being served.
+// being served. There are no embedded listeners.
 func TestSemantics6_8_Children(t *testing.T) {
-	g := newGroup(t)
-	served := make(chan pipeline.Channel, 1)
-	n := 0
-	srv := &transport.Server{
-		Group: g,
-		Init:  func(ch pipeline.Channel) error { served <- ch; return nil },
-		ListenerInit: func(l pipeline.Channel) error {
-			return l.Pipeline().Add(pipeline.On(func(c *pipeline.Context, child pipeline.Channel) error {
-				if n++; n == 1 {
-					child.Close()
+	overSockets(t, false, func(t *testing.T, k kind) {
+		g := newGroup(t)
+		served := make(chan pipeline.Channel, 1)
+		n := 0
+		var kept pipeline.Channel
+		srv := &transport.Server{
+			Group: g,
+			Init:  func(ch pipeline.Channel) error { served <- ch; return nil },
+			ListenerInit: func(l pipeline.Channel) error {
+				return l.Pipeline().Add(pipeline.On(func(c *pipeline.Context, child pipeline.Channel) error {
+					if n++; n == 1 {
+						kept = child
+						child.Close()
+						return nil
+					}
+					if child.Parent() != l {
+						t.Errorf("parent: got %v, want the listener", child.Parent())
+					}
+					c.FireRead(child)
 					return nil
-				}
-				if child.Parent() != l {
-					t.Errorf("parent: got %v, want the listener", child.Parent())
-				}
-				c.FireRead(child)
-				return nil
-			}))
-		},
-	}
-	l, err := srv.Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 2 {
-		conn, err := net.Dial("tcp", l.LocalAddr().String())
+				}))
+			},
+		}
+		l, err := srv.Listen(context.Background(), k.network, k.addr(t))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
-		if i == 0 {
-			if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
-				t.Errorf("the first: got %d bytes, %v; want it closed", n, err)
+		for i := range 2 {
+			conn, err := net.Dial(k.network, l.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
 			}
-			continue
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			if i == 0 {
+				if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+					t.Errorf("the first: got %d bytes, %v; want it closed", n, err)
+				}
+				continue
+			}
+			if ch := await(t, "the second", served); ch == kept {
+				t.Error("the first has been served")
+			}
 		}
-		await(t, "the second", served)
-	}
+	})
 }
 
 // Errors go forward from the thrower, itself first; those of outbound operations
@@ -749,13 +821,7 @@ func TestDesign4_ChannelGroup(t *testing.T) {
 	var g pipeline.ChannelGroup
 	var all []*rig
 	for _, k := range kinds {
-		r, err := k.open(t, func(ch pipeline.Channel) error {
-			return ch.Pipeline().Add(pipeline.OnActive(func(c *pipeline.Context) error { g.Add(c.Channel()); return nil }))
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, r)
+		all = append(all, k.with(t, pipeline.OnActive(func(c *pipeline.Context) error { g.Add(c.Channel()); return nil })))
 	}
 	if g.Len() != len(kinds) {
 		t.Fatalf("got %d members, want %d", g.Len(), len(kinds))

@@ -2,7 +2,6 @@ package pipeline_test
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -171,81 +170,6 @@ func TestOffloadedTakesAll(t *testing.T) {
 		if g, w := of(got), of(want); !slices.Equal(g, w) {
 			t.Errorf("calls of %s:\n got %q\nwant %q, as on the loop", h, g, w)
 		}
-	}
-}
-
-// Events that the handler does not take do not overtake those that it takes.
-func TestSemantics6_9_OrderAcrossEvents(t *testing.T) {
-	log := new(trace)
-	b := pipeline.OnEvent(func(c *pipeline.Context, s string) error {
-		log.add("b event")
-		c.FireEvent(s)
-		return nil
-	})
-	ch, _, _ := between(t, embedded.Config{HighWater: 100, LowWater: 50}, log, b)
-	ch.Manual().Enter(func() {
-		p := ch.Pipeline()
-		p.FireRead(1)
-		p.FireEvent("x")
-		p.FireReadComplete()
-		p.FireError(errSome)
-		ch.SetPending(200)
-		p.FireRead(2)
-		p.FireEvent("y")
-		ch.SetPending(0)
-	})
-	ch.Run()
-	inbound := []string{"read", "event", "complete", "error", "writability", "inactive", "unregistered"}
-	checkCalls(t, "calls", log.of(inbound...),
-		"a read", "a event", "a complete", "a error", "a writability", "a read", "a event", "a writability",
-		"b event", "b event",
-		"c read", "c event", "c complete", "c error", "c writability", "c read", "c event", "c writability")
-	log.take()
-	ch.Manual().Enter(func() {
-		ch.Pipeline().FireRead(3)
-		ch.Reset()
-	})
-	ch.Run()
-	if got := log.of("inactive", "unregistered", "removed"); !slices.Equal(got, []string{
-		"a inactive", "a unregistered", "c inactive", "c unregistered", "c removed", "a removed"}) {
-		t.Errorf("at the end: got %q", got)
-	}
-	_ = ch.CheckError()
-}
-
-// The same outbound. Requests for reading and flushes are no messages: they go past.
-func TestSemantics6_9_OrderAcrossOperations(t *testing.T) {
-	for _, manual := range []bool{false, true} {
-		t.Run(fmt.Sprintf("ManualFlush=%v", manual), func(t *testing.T) {
-			log := new(trace)
-			w := new(writeForwarder)
-			ch, _, _ := between(t, embedded.Config{ManualFlush: manual}, log, w)
-			var told []string
-			ch.Manual().Enter(func() {
-				ch.WriteThen(1, func(error) { told = append(told, "1") })
-				ch.Flush()
-				ch.Read()
-				ch.Write(2)
-				ch.CloseWrite()
-				ch.CloseThen(func(error) { told = append(told, "closed") })
-			})
-			ch.Run()
-			of := log.of("write", "flush", "closewrite", "close", "request")
-			of = slices.DeleteFunc(of, func(s string) bool { return strings.HasPrefix(s, "c ") })
-			if manual {
-				checkCalls(t, "calls", of, "a request", "a write", "a flush", "a write", "a closewrite", "a close")
-			} else {
-				// What the handler has passed on leaves at the end of that turn.
-				checkCalls(t, "calls", of, "a flush", "a request", "a write", "a write", "a closewrite", "a close", "a flush")
-			}
-			if w.n != 2 {
-				t.Errorf("the handler got %d writes, want 2", w.n)
-			}
-			checkCalls(t, "completions", told, "1", "closed")
-			if a, b := ch.ReadOutbound(), ch.ReadOutbound(); a != 1 || b != 2 {
-				t.Errorf("got %v, %v written; want 1, 2", a, b)
-			}
-		})
 	}
 }
 

@@ -30,21 +30,70 @@ type rig struct {
 	full func() (message any) // a message that does not leave as long as nobody hears
 
 	hangUp func() // the other end closes
+
+	// end ends the channel's loop by shutting its group down, and an embedded channel's
+	// by Finish, which closes the channel first.
+	end    func() error
+	group  *eventloop.Group  // nil for an embedded channel
+	server *transport.Server // of an accepted channel
 }
 
 // kinds are the channels that keep the contract.
-var kinds = []struct {
-	name string
-	open func(t *testing.T, init func(pipeline.Channel) error) (*rig, error)
-}{
-	{"embedded", openEmbedded},
-	{"tcp", func(t *testing.T, init func(pipeline.Channel) error) (*rig, error) {
-		return openAccepted(t, "tcp", "127.0.0.1:0", init)
-	}},
-	{"tcp dialed", openDialed},
-	{"unix", func(t *testing.T, init func(pipeline.Channel) error) (*rig, error) {
-		return openAccepted(t, "unix", filepath.Join(t.TempDir(), "s"), init)
-	}},
+var kinds = []kind{
+	{name: "embedded"},
+	{name: "tcp", network: "tcp"},
+	{name: "tcp dialed", network: "tcp", dialed: true},
+	{name: "unix", network: "unix"},
+	{name: "unix dialed", network: "unix", dialed: true},
+}
+
+// kind is a kind of channel.
+type kind struct {
+	name    string
+	network string // "" if there are no sockets
+	dialed  bool
+
+	manualFlush bool // what is written leaves only when it is flushed
+}
+
+// open makes a channel of the kind. The error is that of its Init.
+func (k kind) open(t *testing.T, init func(pipeline.Channel) error) (*rig, error) {
+	t.Helper()
+	switch {
+	case k.network == "":
+		return openEmbedded(t, k, init)
+	case k.dialed:
+		return openDialed(t, k, init)
+	}
+	return openAccepted(t, k, init)
+}
+
+// with opens a channel with handlers, which must succeed.
+func (k kind) with(t *testing.T, handlers ...any) *rig {
+	t.Helper()
+	r, err := k.open(t, func(ch pipeline.Channel) error { return ch.Pipeline().Add(handlers...) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// addr is where a listener of the kind may listen.
+func (k kind) addr(t *testing.T) string {
+	if k.network == "unix" {
+		return filepath.Join(t.TempDir(), "s")
+	}
+	return "127.0.0.1:0"
+}
+
+// overSockets runs a test over the kinds that have sockets and are dialed or not.
+func overSockets(t *testing.T, dialed bool, test func(t *testing.T, k kind)) {
+	t.Helper()
+	for _, k := range kinds {
+		if k.network != "" && k.dialed == dialed {
+			t.Run(k.name, func(t *testing.T) { test(t, k) })
+		}
+	}
 }
 
 // overAll runs a test over all kinds of channels.
@@ -52,14 +101,7 @@ func overAll(t *testing.T, test func(t *testing.T, open func(handlers ...any) *r
 	t.Helper()
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			test(t, func(handlers ...any) *rig {
-				t.Helper()
-				r, err := k.open(t, func(ch pipeline.Channel) error { return ch.Pipeline().Add(handlers...) })
-				if err != nil {
-					t.Fatal(err)
-				}
-				return r
-			})
+			test(t, func(handlers ...any) *rig { t.Helper(); return k.with(t, handlers...) })
 		})
 	}
 }
@@ -79,13 +121,13 @@ func traced(open func(...any) *rig, names ...string) (*rig, *trace, []*tracer) {
 	return r, log, hs
 }
 
-func openEmbedded(t *testing.T, init func(pipeline.Channel) error) (r *rig, err error) {
+func openEmbedded(t *testing.T, k kind, init func(pipeline.Channel) error) (r *rig, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = v.(error)
 		}
 	}()
-	ch := embedded.New(initializer(init))
+	ch := embedded.NewConfig(embedded.Config{ManualFlush: k.manualFlush}, initializer(init))
 	t.Cleanup(func() {
 		_ = ch.Finish()
 		ch.ReleaseAll()
@@ -110,6 +152,7 @@ func openEmbedded(t *testing.T, init func(pipeline.Channel) error) (r *rig, err 
 		},
 		full:   func() any { ch.Hold(true); return "x" },
 		hangUp: func() {},
+		end:    ch.Finish,
 	}, nil
 }
 
@@ -136,9 +179,7 @@ func newGroup(t *testing.T) *eventloop.Group {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := g.Shutdown(ctx); err != nil {
+		if err := shutdown(g); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
 	})
@@ -174,10 +215,19 @@ func overConn(t *testing.T, ch pipeline.Channel, conn net.Conn) *rig {
 		},
 		full:   func() any { return big },
 		hangUp: func() { _ = conn.Close() },
+		end:    func() error { return shutdown(ch.Loop().Group()) },
+		group:  ch.Loop().Group(),
 	}
 }
 
-func openAccepted(t *testing.T, network, addr string, init func(pipeline.Channel) error) (*rig, error) {
+// shutdown ends a group, within patience.
+func shutdown(g *eventloop.Group) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return g.Shutdown(ctx)
+}
+
+func openAccepted(t *testing.T, k kind, init func(pipeline.Channel) error) (*rig, error) {
 	t.Helper()
 	g := newGroup(t)
 	type opened struct {
@@ -185,30 +235,35 @@ func openAccepted(t *testing.T, network, addr string, init func(pipeline.Channel
 		err error
 	}
 	accepted := make(chan opened, 1)
-	srv := &transport.Server{Group: g, Init: func(ch pipeline.Channel) error {
-		err := init(ch)
-		accepted <- opened{ch, err}
-		return err
+	cfg := transport.Config{ManualFlush: k.manualFlush}
+	srv := &transport.Server{Group: g, Config: cfg, Init: func(ch pipeline.Channel) (err error) {
+		err = errBroken
+		defer func() { accepted <- opened{ch, err} }()
+		return init(ch)
 	}}
-	l, err := srv.Listen(context.Background(), network, addr)
+	l, err := srv.Listen(context.Background(), k.network, k.addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial(network, l.LocalAddr().String())
+	conn, err := net.Dial(k.network, l.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	o := await(t, "the accepted channel", accepted)
 	r := overConn(t, o.ch, conn)
+	r.server = srv
 	r.do(func() {}) // it is active, and has asked for a read
 	return r, o.err
 }
 
-func openDialed(t *testing.T, init func(pipeline.Channel) error) (*rig, error) {
+// errBroken is the error of an Init that does not return, where it has no other.
+var errBroken = errors.New("no return from Init")
+
+func openDialed(t *testing.T, k kind, init func(pipeline.Channel) error) (*rig, error) {
 	t.Helper()
 	g := newGroup(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen(k.network, k.addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +274,8 @@ func openDialed(t *testing.T, init func(pipeline.Channel) error) (*rig, error) {
 			conns <- conn
 		}
 	}()
-	ch, err := (&transport.Dialer{Group: g, Init: init}).Dial(context.Background(), "tcp", l.Addr().String())
+	d := &transport.Dialer{Group: g, Init: init, Config: transport.Config{ManualFlush: k.manualFlush}}
+	ch, err := d.Dial(context.Background(), k.network, l.Addr().String())
 	if err != nil {
 		var pe *transport.OpError
 		if errors.As(err, &pe) {
