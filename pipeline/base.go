@@ -34,6 +34,7 @@ type Base struct {
 	life        lifecycle
 	flushQueued bool
 	manualFlush bool
+	heldLoop    bool // the loop may not end yet: the handlers have still to be told of the end
 
 	// Any goroutine.
 	flags      flags

@@ -22,7 +22,6 @@ type offloading struct {
 	holds    int  // reasons not to read
 	wanted   bool // a read has been asked for meanwhile
 	removing bool // removeAll waits for a handler
-	heldLoop bool // the loop may not end yet
 }
 
 // offloading returns the channel's, which it makes if there is none. Any goroutine.
@@ -304,18 +303,18 @@ func (p *Pipeline) passEnd(c *Context) {
 	p.removeAll()
 }
 
-// holdLoop keeps the loop from ending before the channel's handlers on strands are
-// removed. Loop-only.
+// holdLoop keeps the loop, and with it the workers, from ending before the handlers have
+// been told of the end and are removed: what they begin then is still done. Loop-only.
 func (b *Base) holdLoop() {
-	if r := b.offloads(); r != nil && !r.heldLoop {
-		r.heldLoop = true
+	if !b.heldLoop {
+		b.heldLoop = true
 		b.loop.Hold()
 	}
 }
 
 func (b *Base) releaseLoop() {
-	if r := b.offloads(); r != nil && r.heldLoop {
-		r.heldLoop = false
+	if b.heldLoop {
+		b.heldLoop = false
 		b.loop.Release()
 	}
 }
