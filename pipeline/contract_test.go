@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"sync"
@@ -21,7 +24,41 @@ import (
 
 // The tests of this file are named after the lines of SEMANTICS.md, sections 6 and 15,
 // as DESIGN.md amends them. What does not need a channel of one kind runs over all of
-// them.
+// them. docs/pipeline.md has the list, with those of contract_offloaded_test.go and
+// contract_end_test.go.
+
+// Every promise that is tested is in the list, and every test in the list is there.
+func TestContractIsListed(t *testing.T) {
+	name := regexp.MustCompile(`TestSemantics(?:6_|14|15)\w+`)
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "pipeline.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := name.FindAllString(string(doc), -1)
+	var tests []string
+	for _, dir := range []string{".", filepath.Join("..", "eventloop")} {
+		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			src, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`(?m)^func (`+name.String()+`)\(`).FindAllStringSubmatch(string(src), -1) {
+				tests = append(tests, m[1])
+			}
+		}
+	}
+	slices.Sort(listed)
+	slices.Sort(tests)
+	tests = slices.Compact(tests) // two have the same name in both packages
+	if len(tests) < 30 {
+		t.Errorf("found %d tests only: %q", len(tests), tests)
+	}
+	checkCalls(t, "tests in docs/pipeline.md", listed, tests...)
+}
 
 // Handlers are added, then the channel is registered, then it is active, then it reads.
 func TestSemantics6_1_OpenOrder(t *testing.T) {
@@ -80,7 +117,7 @@ func TestSemantics6_2_ConnectOrder(t *testing.T) {
 		ch.Do(func() { ch.Pipeline().Connect(&net.TCPAddr{}, nil, nil) })
 		checkCalls(t, "connect", without(log.take(), "a added", "a connect"), want...)
 	})
-	overSockets(t, true, func(t *testing.T, k kind) {
+	overSockets(t, dialed, func(t *testing.T, k kind) {
 		log := new(trace)
 		k.with(t, connects{log}, &tracer{name: "a", log: log})
 		checkCalls(t, "connect", without(log.take(), "a added", "a connect"), want...)
@@ -91,7 +128,7 @@ func TestSemantics6_2_ConnectOrder(t *testing.T) {
 // when it has been made sees it active, and then closed. An embedded channel's connect
 // has nobody who could give it up.
 func TestSemantics6_2_CancelledConnect(t *testing.T) {
-	overSockets(t, true, func(t *testing.T, k kind) {
+	overSockets(t, dialed, func(t *testing.T, k kind) {
 		for _, in := range []string{"connect", "active"} {
 			t.Run("in "+in, func(t *testing.T) {
 				g := newGroup(t)
@@ -126,7 +163,7 @@ func TestSemantics6_2_CancelledConnect(t *testing.T) {
 // A listener is bound before it is active, and then asks for children. There are no
 // embedded ones.
 func TestSemantics6_2_BindOrder(t *testing.T) {
-	overSockets(t, false, func(t *testing.T, k kind) {
+	overSockets(t, accepted, func(t *testing.T, k kind) {
 		g := newGroup(t)
 		log := new(trace)
 		srv := &transport.Server{Group: g, ListenerInit: func(ch pipeline.Channel) error {
@@ -240,7 +277,7 @@ func TestSemantics6_3_CloseBeforeActive(t *testing.T) {
 		ch.Do(ch.Close)
 		checkCalls(t, "registered only", log.take(), "a close", "a unregistered", "a removed")
 	})
-	overSockets(t, true, func(t *testing.T, k kind) {
+	overSockets(t, dialed, func(t *testing.T, k kind) {
 		log := new(trace)
 		h := (&tracer{name: "a", log: log}).on("connect", func(k call) error {
 			k.c.Channel().Close()
@@ -443,7 +480,7 @@ func TestSemantics6_7_InitFails(t *testing.T) {
 // A listener's children are messages in its pipeline: a handler may keep one from
 // being served. There are no embedded listeners.
 func TestSemantics6_8_Children(t *testing.T) {
-	overSockets(t, false, func(t *testing.T, k kind) {
+	overSockets(t, accepted, func(t *testing.T, k kind) {
 		g := newGroup(t)
 		served := make(chan pipeline.Channel, 1)
 		n := 0
@@ -630,26 +667,32 @@ func TestSemantics15_WriteAfterClose(t *testing.T) {
 		}).Abort
 		r.do(func() { abort(pipeline.CloseNow, reason) })
 		r.do(func() { abort(pipeline.CloseNow, io.EOF) })
-		msg := &counted{refs: 1}
-		var got error
-		r.do(func() {
-			r.ch.WriteThen(msg, func(err error) { got = err })
-			r.ch.Write("nobody asks")
-		})
-		for _, want := range []error{pipeline.ErrClosed, net.ErrClosed, reason} {
-			if !errors.Is(got, want) {
-				t.Errorf("got %v, want one that is %v", got, want)
+		for _, from := range []struct {
+			name string
+			call func(func())
+		}{{"the loop", r.do}, {"another goroutine", elsewhere}} {
+			msg := &counted{refs: 1}
+			var got error
+			from.call(func() {
+				r.ch.WriteThen(msg, func(err error) { got = err })
+				r.ch.Write("nobody asks")
+			})
+			r.do(func() {})
+			for _, want := range []error{pipeline.ErrClosed, net.ErrClosed, reason} {
+				if !errors.Is(got, want) {
+					t.Errorf("from %s: got %v, want one that is %v", from.name, got, want)
+				}
 			}
-		}
-		if msg.refs != 0 {
-			t.Errorf("references: got %d, want 0", msg.refs)
-		}
-		checkCalls(t, "errors told", log.of("error"))
-		if got != r.ch.CloseReason() {
-			t.Error("the error is not the one that the channel made when it closed")
-		}
-		if want := "pipeline: channel closed: first reason"; got.Error() != want {
-			t.Errorf("got %q, want %q", got, want)
+			if msg.refs != 0 {
+				t.Errorf("from %s: got %d references, want 0", from.name, msg.refs)
+			}
+			checkCalls(t, "errors told", log.of("error"))
+			if got != r.ch.CloseReason() {
+				t.Errorf("from %s: the error is not the one that the channel made when it closed", from.name)
+			}
+			if want := "pipeline: channel closed: first reason"; got == nil || got.Error() != want {
+				t.Errorf("from %s: got %q, want %q", from.name, got, want)
+			}
 		}
 	})
 }
@@ -819,24 +862,24 @@ func TestDesign0_Send(t *testing.T) {
 // A group has channels of all kinds, on many loops.
 func TestDesign4_ChannelGroup(t *testing.T) {
 	var g pipeline.ChannelGroup
-	var all []*rig
+	var rigs []*rig
 	for _, k := range kinds {
-		all = append(all, k.with(t, pipeline.OnActive(func(c *pipeline.Context) error { g.Add(c.Channel()); return nil })))
+		rigs = append(rigs, k.with(t, pipeline.OnActive(func(c *pipeline.Context) error { g.Add(c.Channel()); return nil })))
 	}
 	if g.Len() != len(kinds) {
 		t.Fatalf("got %d members, want %d", g.Len(), len(kinds))
 	}
 	g.Write(buffer.FromString("for all"))
-	for i, r := range all {
+	for i, r := range rigs {
 		r.do(func() {})
 		if got := r.hear(len("for all")); got != "for all" {
 			t.Errorf("%s heard %q", kinds[i].name, got)
 		}
 	}
-	all[1].do(all[1].ch.Reset)
+	rigs[1].do(rigs[1].ch.Reset)
 	g.Write(buffer.FromString("the rest"), pipeline.Channel.Writable)
 	g.Close()
-	for i, r := range all {
+	for i, r := range rigs {
 		if i == 1 {
 			continue
 		}

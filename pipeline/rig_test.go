@@ -86,15 +86,19 @@ func (k kind) addr(t *testing.T) string {
 	return "127.0.0.1:0"
 }
 
-// overSockets runs a test over the kinds that have sockets and are dialed or not.
-func overSockets(t *testing.T, dialed bool, test func(t *testing.T, k kind)) {
+// overSockets runs a test over the kinds that have sockets: over those of which which says
+// yes, or over all if it is nil.
+func overSockets(t *testing.T, which func(kind) bool, test func(t *testing.T, k kind)) {
 	t.Helper()
 	for _, k := range kinds {
-		if k.network != "" && k.dialed == dialed {
+		if k.network != "" && (which == nil || which(k)) {
 			t.Run(k.name, func(t *testing.T) { test(t, k) })
 		}
 	}
 }
+
+func dialed(k kind) bool   { return k.dialed }
+func accepted(k kind) bool { return !k.dialed }
 
 // overAll runs a test over all kinds of channels.
 func overAll(t *testing.T, test func(t *testing.T, open func(handlers ...any) *rig)) {
