@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,10 +31,13 @@ var (
 	offloadSteps = flag.Int("offload.steps", 0, "steps of TestOffloadedModel, at least; 0 means some ten thousand")
 )
 
+// stressSeed returns the seed of a test. It is printed at once: a check that ends the
+// process leaves no other trace.
 func stressSeed(t *testing.T) uint64 {
 	seed := *offloadSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
+		fmt.Printf("%s: -offload.seed=%d\n", t.Name(), seed)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -395,7 +399,8 @@ type disturber struct {
 	waits bool   // off the loop it may wait for the loop
 	calm  bool   // makes no trouble
 
-	inside bool // a handler's call
+	inside bool  // a handler's call
+	kinds  []int // of the steps made
 }
 
 // refused checks the error that a change of the pipeline or a Send has ended with.
@@ -412,11 +417,12 @@ func (d *disturber) refused(err error) {
 
 func (d *disturber) step() {
 	r, w, p := d.r, d.w, d.ch.Pipeline()
+	k, at := r.IntN(15), r.Uint64() // whether or not there is a handler, or what follows would depend on that
 	var c *pipeline.Context
-	if len(d.ctxs) > 0 {
-		c = d.ctxs[r.IntN(len(d.ctxs))]
+	if n := uint64(len(d.ctxs)); n > 0 {
+		c = d.ctxs[at%n]
 	}
-	k := r.IntN(15)
+	d.kinds = append(d.kinds, k)
 	if d.inside { // where a write would come before the message that the handler has in hand
 		k = [...]int{0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12}[r.IntN(11)]
 	}
@@ -667,6 +673,12 @@ func (s *splitter) HandleWrite(c *pipeline.Context, msg any, p *eventloop.Promis
 }
 
 // Real loops, workers and peers: what the model knows, at any timing.
+//
+// A seed repeats which channel each peer gets and on which loop, with which handlers it
+// begins, which steps are made for it, in which order and from where, what each of them
+// chooses, and what the peer sends. It does not repeat how goroutines take turns: which
+// handlers are there when a step chooses one of them, how far the bytes have got, who is
+// first at the end.
 func TestOffloadedStress(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("sockets need Linux")
@@ -676,12 +688,45 @@ func TestOffloadedStress(t *testing.T) {
 		{"tcp", "server"}, {"unix", "group"}, {"unix", "executor"},
 	} {
 		t.Run(tt.network+", first ends the "+tt.end, func(t *testing.T) {
-			offloadedStress(t, tt.network, tt.end, seed+uint64(i))
+			offloadedStress(t, tt.network, tt.end, seed+uint64(i), scaled(100))
 		})
 	}
 }
 
-func offloadedStress(t *testing.T, network, end string, seed uint64) {
+// The comment of TestOffloadedStress is true: two runs with one seed make the same steps
+// for the same channels.
+func TestOffloadedStressRepeats(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("sockets need Linux")
+	}
+	seed := stressSeed(t)
+	const channels = 12
+	first, second := offloadedStress(t, "unix", "server", seed, channels), offloadedStress(t, "unix", "server", seed, channels)
+	if len(first) != channels || len(second) != channels {
+		t.Errorf("got %d and %d channels, want %d", len(first), len(second), channels)
+	}
+	steps := 0
+	for k, a := range first {
+		b := second[k]
+		n := min(len(a.steps), len(b.steps)) // a loop that ends cuts them off
+		steps += n
+		if a.loop != b.loop || a.handlers != b.handlers || !slices.Equal(a.steps[:n], b.steps[:n]) {
+			t.Errorf("channel %d:\n got %+v\nthen %+v", k, a, b)
+		}
+	}
+	if steps == 0 {
+		t.Error("no steps were made")
+	}
+}
+
+// program is what was chosen for a channel of TestOffloadedStress.
+type program struct {
+	loop     string
+	handlers string
+	steps    []int
+}
+
+func offloadedStress(t *testing.T, network, end string, seed uint64, channels int) map[uint64]program {
 	r := rand.New(rand.NewPCG(seed, 0))
 	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 2, Offload: eventloop.OffloadConfig{Workers: 3}})
 	if err != nil {
@@ -691,7 +736,6 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	channels := scaled(100)
 	away := func(r *rand.Rand) *pipeline.Offloaded {
 		off := &pipeline.Offloaded{Mark: 1 + r.IntN(30)}
 		switch r.IntN(3) {
@@ -703,16 +747,21 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 		return off
 	}
 	var work sync.WaitGroup
-	var seq atomic.Uint64
 	var mu sync.Mutex
+	var dialing uint64      // whose Init is called next: peers come one after the other
+	var begun chan struct{} // told of that
 	var worlds []*world
+	programs := make(map[uint64]program)
 	var ended, executorEnded atomic.Bool
 	busy := make(chan struct{}) // closed when there is much to do
 	srv := &transport.Server{
 		Group:  g,
 		Config: transport.Config{HighWater: 1 << 14},
 		Init: func(ch pipeline.Channel) error {
-			k := seq.Add(1)
+			mu.Lock()
+			k := dialing
+			defer close(begun)
+			mu.Unlock()
 			r := rand.New(rand.NewPCG(seed, k))
 			w := &world{fail: func(f string, args ...any) {
 				t.Errorf("channel %d: "+f, append([]any{ch.ID()}, args...)...)
@@ -735,22 +784,31 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 				return err
 			}
 			calm := k%2 == 0
+			prog := program{loop: ch.Loop().Name(), handlers: fmt.Sprint(ch.Pipeline().Names())}
+			mu.Lock()
+			programs[k] = prog
+			mu.Unlock()
 			if r.IntN(20) == 0 {
 				return errSome // Init gives the channel up with handlers that are being added
 			}
 			work.Add(1)
 			go func() {
 				defer work.Done()
-				d := &disturber{w: w, r: r, ch: ch, calm: calm, waits: true}
-				for range 40 + r.IntN(80) {
-					if r.IntN(4) == 0 {
-						if ch.Loop().Execute(d.step) != nil {
+				d := &disturber{w: w, ch: ch, calm: calm, waits: true}
+				defer func() {
+					prog.steps = d.kinds
+					mu.Lock()
+					programs[k] = prog
+					mu.Unlock()
+				}()
+				for i := range 40 + r.IntN(80) {
+					d.r = rand.New(rand.NewPCG(seed, k<<32+uint64(i)))
+					if d.r.IntN(4) == 0 {
+						turn := make(chan struct{})
+						if ch.Loop().Execute(func() { defer close(turn); d.step() }) != nil {
 							break
 						}
-						turn := make(chan struct{})
-						if ch.Loop().Execute(func() { close(turn) }) == nil {
-							<-turn
-						}
+						<-turn
 					} else {
 						d.step()
 					}
@@ -784,10 +842,19 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 		limit <- struct{}{}
 		work.Add(1)
 		r := rand.New(rand.NewPCG(seed, uint64(1_000_000+i)))
+		mu.Lock()
+		dialing = uint64(i + 1)
+		begun = make(chan struct{})
+		mu.Unlock()
+		over := make(chan struct{})
 		go func() {
-			defer func() { <-limit; work.Done() }()
+			defer func() { close(over); <-limit; work.Done() }()
 			peer(t, r, network, l.LocalAddr().String(), &ended)
 		}()
+		select {
+		case <-begun:
+		case <-over: // there is no server any more
+		}
 		if i == channels*3/4 {
 			await(t, "half of the channels", busy)
 			switch end {
@@ -848,6 +915,7 @@ func offloadedStress(t *testing.T, network, end string, seed uint64) {
 			w.fail("%d messages are left", n)
 		}
 	}
+	return programs
 }
 
 // peer sends numbers and checks the order of what comes back.

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,7 +72,10 @@ func at(id, i int) byte { return byte(id*31 + i*7 + i>>8) }
 // client sends a stream from one goroutine while others disturb it.
 type client struct {
 	id, kind int
+	manual   bool // begins without reading
 	ch       pipeline.Channel
+	chosen   []int        // sizes of the writes that every run makes; the writer's
+	stirred  []int        // what disturb has done; its own
 	sent     int          // bytes; the writer's
 	got      int          // bytes; the loop's
 	writes   atomic.Int32 // completions that are owed
@@ -113,6 +117,7 @@ func (cl *client) write(r *rand.Rand) {
 	}
 	b.Write(p)
 	cl.sent += n
+	cl.chosen = append(cl.chosen, n)
 	if r.IntN(3) == 0 {
 		cl.ch.Write(b)
 		return
@@ -132,7 +137,9 @@ func (cl *client) write(r *rand.Rand) {
 
 func (cl *client) disturb(r *rand.Rand) {
 	for range 5 + r.IntN(20) {
-		switch r.IntN(6) {
+		k := r.IntN(6)
+		cl.stirred = append(cl.stirred, k)
+		switch k {
 		case 0:
 			cl.ch.Flush()
 		case 1:
@@ -153,36 +160,71 @@ func (cl *client) disturb(r *rand.Rand) {
 
 var stressSeed = flag.Uint64("stress.seed", 0, "seed of TestStress; 0 means by the clock")
 
-// Hundreds of channels that write, flush, close, half-close and reset from many
-// goroutines at once, some while the server is drained: events come in order and
-// once, so does every completion, and what is promised to arrive does.
-func TestStress(t *testing.T) {
+// seedOfStress returns the seed of a test. It is printed at once: a check that ends the
+// process leaves no other trace.
+func seedOfStress(t *testing.T) uint64 {
 	seed := *stressSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
+		fmt.Printf("%s: -stress.seed=%d\n", t.Name(), seed)
+	}
+	t.Cleanup(func() { // also after a Fatal
+		if t.Failed() {
+			t.Logf("repeat with -stress.seed=%d", seed)
+		}
+	})
+	return seed
+}
+
+// Hundreds of channels that write, flush, close, half-close and reset from many
+// goroutines at once, some while the server is drained: events come in order and
+// once, so does every completion, and what is promised to arrive does.
+//
+// A seed repeats what each client is: how it ends, how it reads, what it writes and in
+// which pieces, what the goroutine beside it does. It does not repeat how goroutines take
+// turns: which loop a client gets, how far the others are when it ends, and how much one
+// writes that waits for the server's reset.
+func TestStress(t *testing.T) {
+	seed := seedOfStress(t)
+	n := 240
+	if testing.Short() {
+		n = 60
 	}
 	for round, network := range []string{"tcp", "unix", "tcp", "unix"} {
 		drained := round >= 2
 		t.Run(fmt.Sprintf("%s/drained=%v", network, drained), func(t *testing.T) {
-			stress(t, network, seed+uint64(round), drained)
-			if t.Failed() {
-				t.Logf("repeat with -stress.seed=%d", seed)
-			}
+			stress(t, network, seed+uint64(round), drained, n)
 		})
 	}
 }
 
-func stress(t *testing.T, network string, seed uint64, drained bool) {
+// The comment of TestStress is true: two runs with one seed, also with another number of
+// clients, do the same for each of them.
+func TestStressRepeats(t *testing.T) {
+	seed := seedOfStress(t)
+	first, second := stress(t, "unix", seed, false, 12), stress(t, "unix", seed, false, 24)
+	for i, a := range first {
+		b := second[i]
+		if a.kind != b.kind || a.manual != b.manual || !slices.Equal(a.stirred, b.stirred) {
+			t.Errorf("client %d: got kind %d, manual %v, disturbed by %v; then %d, %v, %v", i, a.kind, a.manual, a.stirred, b.kind, b.manual, b.stirred)
+		}
+		n := max(len(a.chosen), len(b.chosen))
+		if a.kind == endServerReset {
+			n = min(len(a.chosen), len(b.chosen))
+		}
+		if n < 5 || len(a.chosen) < n || len(b.chosen) < n || !slices.Equal(a.chosen[:n], b.chosen[:n]) {
+			t.Errorf("client %d, kind %d: wrote %v, then %v", i, a.kind, a.chosen, b.chosen)
+		}
+	}
+}
+
+func stress(t *testing.T, network string, seed uint64, drained bool, n int) []*client {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var ends sync.WaitGroup
 	var received sync.Map // kind endClose: ID of the client to bytes
 	g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 3})
 	if err != nil {
 		t.Fatal(err)
-	}
-	n := 240
-	if testing.Short() {
-		n = 60
 	}
 	over := make([]chan struct{}, n) // the accepted channels of clients that close
 	for i := range over {
@@ -238,15 +280,15 @@ func stress(t *testing.T, network string, seed uint64, drained bool) {
 	var work sync.WaitGroup
 	limit := make(chan struct{}, 64)
 	for i := range clients {
-		cl := &client{id: i, kind: r.IntN(endKinds), fail: t.Errorf}
-		clients[i] = cl
 		own, other := rand.New(rand.NewPCG(seed, uint64(2*i+1))), rand.New(rand.NewPCG(seed, uint64(2*i+2)))
+		cl := &client{id: i, kind: own.IntN(endKinds), manual: own.IntN(4) == 0, fail: t.Errorf}
+		clients[i] = cl
 		work.Add(1)
 		limit <- struct{}{}
 		go func() {
 			defer func() { <-limit; work.Done() }()
 			d := &Dialer{
-				Config: Config{HalfClose: true, ManualRead: own.IntN(4) == 0},
+				Config: Config{HalfClose: true, ManualRead: cl.manual},
 				Init:   with(&order{fail: t.Errorf, ends: &ends}, cl),
 			}
 			ch, err := d.Dial(context.Background(), network, l.LocalAddr().String())
@@ -360,4 +402,5 @@ func stress(t *testing.T, network string, seed uint64, drained bool) {
 			}
 		}
 	}
+	return clients
 }
