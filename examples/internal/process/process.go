@@ -281,6 +281,9 @@ func (s *Server) Ended() {
 		s.t.Errorf("got more on standard output: %q, %v; want one line only", rest, err)
 	}
 	for line := range strings.SplitSeq(s.Log(), "\n") {
+		if strings.Contains(line, "a call holds its loop") {
+			continue // the watchdog, with stacks: on a machine that is busy, any call may
+		}
 		for _, bad := range []string{"panic", "fatal error", "goroutine ", "DATA RACE", "not released"} {
 			if strings.Contains(line, bad) {
 				s.t.Errorf("got %q in the log", line)
