@@ -317,10 +317,13 @@ func (s *Server) Dial() net.Conn {
 	return c
 }
 
+// Pid returns the server's process id.
+func (s *Server) Pid() int { return s.cmd.Process.Pid }
+
 // Descriptors returns how many descriptors the server has open.
 func (s *Server) Descriptors() int {
 	s.t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.Pid()))
 	if err != nil {
 		s.t.Fatal(err)
 	}
