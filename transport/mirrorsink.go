@@ -83,23 +83,32 @@ func (k *streamSink) end(told func()) {
 	told()
 }
 
-// channelSink is any channel, perhaps of another loop.
+// channelSink is any channel, perhaps of another loop, and a handler at the head of its
+// pipeline.
 type channelSink struct {
-	m  *mirror
-	ch pipeline.Channel
+	m    *mirror
+	ch   pipeline.Channel
+	head headWriter
 }
 
 func newChannelSink(m *mirror, ch pipeline.Channel) *channelSink {
-	k := &channelSink{m, ch}
+	k := &channelSink{m: m, ch: ch}
 	// By the loop of ch, which the one of the relay does not wait for.
 	if ch.Loop().Execute(func() {
 		if ch.Pipeline().AddFirst(k) != nil {
-			k.HandleRemoved(nil)
+			k.ended()
 		}
 	}) != nil {
-		k.HandleRemoved(nil)
+		k.ended()
 	}
 	return k
+}
+
+// HandleAdded implements pipeline.AddedHandler. The channel may have become writable before
+// it was there to hear of it.
+func (k *channelSink) HandleAdded(c *pipeline.Context) error {
+	k.head.added(c)
+	return k.HandleWritability(c)
 }
 
 // HandleWritability implements pipeline.WritabilityHandler.
@@ -111,18 +120,24 @@ func (k *channelSink) HandleWritability(*pipeline.Context) error {
 }
 
 // HandleRemoved implements pipeline.RemovedHandler: the channel has ended.
-func (k *channelSink) HandleRemoved(*pipeline.Context) {
+func (k *channelSink) HandleRemoved(*pipeline.Context) { k.ended() }
+
+// ended gives the mirror up, if it is not over: the channel has ended.
+func (k *channelSink) ended() {
+	k.head.refused() // unless it has been added
 	_ = k.m.of.src.Loop().Execute(func() { k.m.giveUp(pipeline.ErrClosed) })
 }
 
 func (k *channelSink) tee(pipe, int) (int, error) { return 0, nil }
 
 func (k *channelSink) write(b *buffer.Buf) error {
-	k.ch.Write(b)
+	k.head.write(b)
 	return nil
 }
 
-func (k *channelSink) ready() bool { return k.ch.Open() && k.ch.Writable() }
+func (k *channelSink) ready() bool {
+	return k.ch.Open() && k.ch.Writable() && k.head.waiting() < sinkBytes
+}
 
 func (k *channelSink) idle() bool { return true }
 
