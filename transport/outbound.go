@@ -138,6 +138,9 @@ func (o *outbound) addBuf(b *buffer.Buf, p *eventloop.Promise, alloc buffer.Allo
 		o.await(p)
 	}
 	if n == 0 {
+		if p != nil {
+			p.OnProgress(nil) // not to get that of a region that ends here
+		}
 		b.Release()
 		return 0
 	}
@@ -299,10 +302,13 @@ func (o *outbound) parts(iov []sys.Iovec, limit uint64) (parts []sys.Iovec, byte
 	parts = iov[:0]
 	for i := range o.len() {
 		e := o.q.entries.at(i)
+		if len(parts) == cap(iov) {
+			return parts, bytes, mapped, nil // of the one before there may be more
+		}
 		if e.region != nil {
 			return parts, bytes, mapped, e.region
 		}
-		if len(parts) > 0 && bytes+e.buf.Len() > int(o.gather) || len(parts) == cap(iov) {
+		if len(parts) > 0 && bytes+e.buf.Len() > int(o.gather) {
 			return parts, bytes, mapped, nil
 		}
 		before := len(parts)

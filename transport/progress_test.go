@@ -85,6 +85,30 @@ func TestProgress(t *testing.T) {
 	})
 }
 
+// Messages from memory make no progress, the empty ones behind a region neither.
+func TestProgress_EmptyBehindRegion(t *testing.T) {
+	for name, empty := range map[string]func() any{
+		"buffer": func() any { return pooled("") },
+		"string": func() any { return "" },
+		"bytes":  func() any { return []byte{} },
+	} {
+		r := newRig(t, rigConfig{}, new(writer))
+		c := pipeline.Find[*writer](r.Pipeline())
+		ended := 0
+		r.do(func() {
+			c.Write(buffer.NewFileRegion(tempFile(t, "content"), 0, 7))
+			c.WriteProgress(empty(), func(sent, total int64) {
+				t.Errorf("%s: progress of %d/%d", name, sent, total)
+			}, func(err error) { ended++ })
+		})
+		r.m.RunUntilIdle()
+		if ended != 1 {
+			t.Errorf("%s: ended %d times", name, ended)
+		}
+		r.wantOut("content")
+	}
+}
+
 // writer is a handler to write as.
 type writer struct{ _ int }
 

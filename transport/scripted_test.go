@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -286,6 +287,27 @@ func TestFileRegions(t *testing.T) {
 	r.wantOut("head" + content[100:1100])
 	if !r.k.more[0] {
 		t.Error("no MSG_MORE before a small file")
+	}
+}
+
+// A header waits for the file behind it only with its last byte.
+func TestMoreBehindAllOfABuffer(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{HighWater: 64 << 20}})
+	iov := cap(r.state.iov)
+	head := buffer.Compose()
+	for range iov + 1 {
+		head.Append(pooled(letters(2000)))
+	}
+	r.do(func() {
+		r.Write(head)
+		r.Write(buffer.NewFileRegion(tempFile(t, "content"), 0, 7))
+	})
+	r.m.RunUntilIdle()
+	r.wantOut(strings.Repeat(letters(2000), iov+1) + "content")
+	for i, more := range r.k.more {
+		if want := i == len(r.k.more)-1; more != want {
+			t.Errorf("call %d of %d: got more %v, want %v", i, len(r.k.more), more, want)
+		}
 	}
 }
 
