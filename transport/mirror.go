@@ -2,6 +2,7 @@ package transport
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -159,14 +160,11 @@ func (ms *mirrors) copy(b *buffer.Buf) {
 			ms.count.dropped.Add(int64(n))
 			continue
 		}
-		dup, err := ms.src.Alloc().TryAlloc(n)
+		dup, err := ms.duplicate(b)
 		if err != nil {
 			m.giveUp(err)
 			ms.count.dropped.Add(int64(n))
 			continue
-		}
-		for p := range b.Segments {
-			dup.Write(p)
 		}
 		m.taken += int64(n)
 		if err := m.sink.write(dup); err != nil {
@@ -177,6 +175,35 @@ func (ms *mirrors) copy(b *buffer.Buf) {
 		}
 		ms.count.mirrored.Add(int64(n))
 	}
+}
+
+// duplicate returns a copy of what is in b. That may be a mapped file, whose end is another
+// one by now.
+func (ms *mirrors) duplicate(b *buffer.Buf) (dup *buffer.Buf, err error) {
+	if dup, err = ms.src.Alloc().TryAlloc(b.Len()); err != nil {
+		return nil, err
+	}
+	if !b.Mapped() {
+		for p := range b.Segments {
+			dup.Write(p)
+		}
+		return dup, nil
+	}
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		dup.Release()
+		cut, ok := v.(*buffer.Error)
+		if !ok || !errors.Is(cut, buffer.ErrTruncated) {
+			panic(v)
+		}
+		dup, err = nil, fmt.Errorf("%w: %w", ErrFileShrunk, cut)
+	}()
+	b.BytesAt(b.ReaderIndex(), dup.Writable()[:b.Len()])
+	dup.Commit(b.Len())
+	return dup, nil
 }
 
 // take reports whether no mirror that blocks is full.

@@ -21,7 +21,9 @@ import (
 // All of that is done by an Op on the group's Offload: the loop only waits for the socket,
 // and no other channel feels a slow disk. Nothing is taken from the socket that is not
 // written by the same Op, 512 KiB at a time, so that a disk which does not keep up holds
-// up the peer. Mirrors change some of that, see there.
+// up the peer. Mirrors change some of that, see there. A disk that takes nothing at all
+// keeps a worker for each channel that writes to it; when it has them all (64 by default,
+// eventloop.OffloadConfig), what else is offloaded waits with them.
 //
 // The fields must not change after Start. A FileReceiver is started once.
 type FileReceiver struct {

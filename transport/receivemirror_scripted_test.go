@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -278,5 +279,42 @@ func TestFileReceiver_MirrorHoldsClose(t *testing.T) {
 			t.Errorf("%s: got %v", how, err)
 		}
 		m.Close()
+	}
+}
+
+// A mapped file that was cut before it is given to the mirrors is their error and that of the
+// reception, and no panic; nothing is left.
+func TestFileReceiver_FirstIsCut(t *testing.T) {
+	live := buffer.Live()
+	m := eventloop.NewManual()
+	a, _ := scriptedEnd(t, m, scriptFD, true, new(writer))
+	f := tempFile(t, letters(10_000))
+	first, err := buffer.MapFile(f, 0, 10_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(f.Name(), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	sink, _ := scriptedEnd(t, m, scriptFD+1, true, new(writer))
+	var mirrorErr, fileErr error
+	m.Enter(func() {
+		r := &FileReceiver{First: first, Mirrors: []Mirror{{Channel: sink, Ended: func(_ int64, err error) { mirrorErr = err }}}}
+		c := pipeline.Find[*writer](a.Pipeline())
+		if err := r.Start(c, tempFile(t, ""), -1, func(_ int64, err error) { fileErr = err }); err != nil {
+			t.Fatal(err)
+		}
+	})
+	m.RunUntilIdle()
+	if !errors.Is(mirrorErr, ErrFileShrunk) || !errors.Is(fileErr, syscall.EFAULT) {
+		t.Errorf("got %v of the mirror, %v of the file; want %v, %v", mirrorErr, fileErr, ErrFileShrunk, syscall.EFAULT)
+	}
+	if a.at != streamOpen || sink.at != streamOpen {
+		t.Errorf("got states %d and %d, want both open", a.at, sink.at)
+	}
+	m.Close()
+	if n := buffer.Live(); n != live {
+		t.Errorf("got %d buffers, want %d", n, live)
 	}
 }
