@@ -175,6 +175,8 @@ func (k *fileSink) written() {
 	k.drop(err == nil)
 	if err != nil {
 		k.m.taken -= int64(lost)
+		k.m.of.count.mirrored.Add(int64(-lost))
+		k.m.of.count.dropped.Add(int64(lost))
 		for k.pieces.n > 0 {
 			k.drop(false)
 		}

@@ -254,6 +254,9 @@ func TestMirror_BadFile(t *testing.T) {
 				if e := await(t, r.ends[0], "the mirror's end"); e.err == nil || e.bytes != 0 {
 					t.Errorf("got %d bytes, %v; want none and an error", e.bytes, e.err)
 				}
+				if s := r.relay.Stats(); s.Mirrored != 0 || s.Dropped != int64(size) {
+					t.Errorf("got %d mirrored, %d dropped; want all %d dropped", s.Mirrored, s.Dropped, size)
+				}
 			}
 		})
 	}

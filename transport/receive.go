@@ -199,7 +199,7 @@ func (r *FileReceiver) Stop() {
 // ReceiveStats is how many bytes a FileReceiver has written.
 type ReceiveStats struct {
 	WayStats       // into the file
-	Mirrored int64 // bytes given to the mirrors, all together
+	Mirrored int64 // bytes given to the mirrors, all together, less what could not be written
 	Dropped  int64 // bytes that mirrors missed which had been given up
 }
 

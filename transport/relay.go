@@ -50,7 +50,7 @@ type Relay struct {
 // RelayStats is how many bytes a Relay has sent on.
 type RelayStats struct {
 	Up, Down WayStats // from the channel it was started on to the target, and back
-	Mirrored int64    // bytes given to the mirrors, all together
+	Mirrored int64    // bytes given to the mirrors, all together, less what could not be written
 	Dropped  int64    // bytes that mirrors missed which had been given up
 }
 

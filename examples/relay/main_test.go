@@ -157,6 +157,42 @@ func TestMirrorDropped(t *testing.T) {
 	s.Stop()
 }
 
+// A mirror that is not there, or cannot be written, has missed all that went up, while the
+// relay is there and afterwards.
+func TestMirrorMisses(t *testing.T) {
+	gone := listener(t)
+	gone.Close()
+	for _, test := range []struct{ mirror, log string }{{gone.Addr().String(), "no mirror"}, {"/dev/full", "mirror detached"}} {
+		if test.mirror == "/dev/full" {
+			if _, err := os.Stat(test.mirror); err != nil {
+				continue
+			}
+		}
+		target := listener(t)
+		s := process.Start(t, "-addr", "127.0.0.1:0", "-to", target.Addr().String(), "-mirror", test.mirror, "-mirror-policy", "block")
+		up := random(1<<20, 9)
+		client := s.Dial()
+		server := accept(t, target)
+		go send(t, client, up)
+		wantAll(t, "server", server, up)
+		s.WaitLog(test.log)
+		want := fmt.Sprintf("relayed up=%d down=0 mirrored=0 dropped=%[1]d ", len(up))
+		s.Signal(syscall.SIGUSR1)
+		if line := s.Line(); !strings.HasPrefix(line, want) {
+			t.Errorf("%s: got %q, want %q", test.mirror, line, want)
+		}
+		server.Close()
+		if n, err := io.Copy(io.Discard, client); n > 0 || err != nil {
+			t.Errorf("client: got %d bytes, %v", n, err)
+		}
+		s.Signal(syscall.SIGUSR1)
+		if line := s.Line(); !strings.HasPrefix(line, want) {
+			t.Errorf("%s, after its end: got %q, want %q", test.mirror, line, want)
+		}
+		s.Stop()
+	}
+}
+
 // Connections append to a file, behind what is there.
 func TestMirrorFile(t *testing.T) {
 	for _, mode := range []string{"auto", "splice", "copy"} {

@@ -42,6 +42,20 @@ func (p *proxy) HandleActive(c *pipeline.Context) error {
 // relay joins a client and its target.
 func (p *proxy) relay(c *pipeline.Context, target pipeline.Channel, mirrors []transport.Mirror) {
 	relay := &transport.Relay{Mode: p.mode, Mirrors: mirrors}
+	// What a mirror has missed is known when its file has been written.
+	parts := 1 + len(mirrors)
+	end := func() {
+		if parts--; parts == 0 {
+			p.totals.end(relay)
+		}
+	}
+	for i := range mirrors {
+		ended := mirrors[i].Ended
+		mirrors[i].Ended = func(n int64, err error) {
+			ended(n, err)
+			end()
+		}
+	}
 	if err := relay.Start(c, target); err != nil {
 		target.Close()
 		for _, m := range mirrors {
@@ -52,9 +66,9 @@ func (p *proxy) relay(c *pipeline.Context, target pipeline.Channel, mirrors []tr
 		p.refuse(c, err)
 		return
 	}
-	p.totals.begin(relay)
+	p.totals.begin(relay, p.mirror != nil && len(mirrors) == 0)
 	c.Channel().Closed().Then(func(error) {
-		target.Closed().Then(func(error) { p.totals.end(relay) })
+		target.Closed().Then(func(error) { end() })
 	})
 }
 
@@ -74,24 +88,33 @@ func (p *proxy) failed(c *pipeline.Context, err error) {
 // totals is what all relays have moved.
 type totals struct {
 	mu    sync.Mutex
-	live  map[*transport.Relay]struct{}
+	live  map[*transport.Relay]bool // whether all that goes up misses its mirror, which is not there
 	ended transport.RelayStats
 }
 
-func (t *totals) begin(r *transport.Relay) {
+func (t *totals) begin(r *transport.Relay, noMirror bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.live == nil {
-		t.live = make(map[*transport.Relay]struct{})
+		t.live = make(map[*transport.Relay]bool)
 	}
-	t.live[r] = struct{}{}
+	t.live[r] = noMirror
+}
+
+// of returns what a relay has moved, and what its mirror has got or missed. Under mu.
+func (t *totals) of(r *transport.Relay) transport.RelayStats {
+	s := r.Stats()
+	if t.live[r] {
+		s.Dropped = s.Up.Copied + s.Up.Spliced
+	}
+	return s
 }
 
 func (t *totals) end(r *transport.Relay) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.ended = add(t.ended, t.of(r))
 	delete(t.live, r)
-	t.ended = add(t.ended, r.Stats())
 }
 
 func (t *totals) line() string {
@@ -99,7 +122,7 @@ func (t *totals) line() string {
 	defer t.mu.Unlock()
 	s := t.ended
 	for r := range t.live {
-		s = add(s, r.Stats())
+		s = add(s, t.of(r))
 	}
 	up, down := s.Up, s.Down
 	return fmt.Sprintf("relayed up=%d down=%d mirrored=%d dropped=%d splice=%d copy=%d",
