@@ -193,6 +193,37 @@ func TestMirrorMisses(t *testing.T) {
 	}
 }
 
+// Nothing that a relay waits for, a target or a mirror that does not read, keeps the server
+// from ending with its drain.
+func TestDrainStuck(t *testing.T) {
+	for _, stuck := range []string{"target", "mirror", "both"} {
+		for _, mode := range []string{"splice", "copy"} {
+			t.Run(stuck+", "+mode, func(t *testing.T) {
+				target, mirror := listener(t), listener(t)
+				s := process.Start(t, "-addr", "127.0.0.1:0", "-to", target.Addr().String(), "-mode", mode,
+					"-mirror", mirror.Addr().String(), "-mirror-policy", "block", "-drain", "100ms")
+				client := s.Dial()
+				sink := accept(t, mirror)
+				server := accept(t, target)
+				up := random(64<<20, 10)
+				go client.Write(up) // which cannot leave
+				first := make([]byte, 1)
+				if stuck == "mirror" {
+					go io.Copy(io.Discard, server)
+				} else {
+					io.ReadFull(server, first)
+				}
+				if stuck == "target" {
+					go io.Copy(io.Discard, sink)
+				} else if _, err := io.ReadFull(sink, first); err != nil || first[0] != up[0] {
+					t.Errorf("mirror: got %q, %v", first, err)
+				}
+				s.Stop()
+			})
+		}
+	}
+}
+
 // Connections append to a file, behind what is there.
 func TestMirrorFile(t *testing.T) {
 	for _, mode := range []string{"auto", "splice", "copy"} {
