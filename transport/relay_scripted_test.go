@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
@@ -354,4 +355,53 @@ func TestMirror_Refused(t *testing.T) {
 			t.Error("something has changed")
 		}
 	})
+}
+
+// A relay that finds no memory to copy with goes on when there is some, in both directions.
+func TestRelay_Starved(t *testing.T) {
+	m := eventloop.NewManual()
+	a := &stingy{Allocator: buffer.Heap}
+	var ends [2]*stream
+	var ks [2]*script
+	cfg, err := (&Config{Logger: zap.NewNop(), Allocator: a}).check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range ends {
+		ks[i] = &script{t: t}
+		ends[i] = newStream(&cfg, m.Loop(), nil, scriptFD+i)
+		ends[i].sock = scriptSocket{ks[i]}
+		m.Enter(func() {
+			ends[i].start(func(ch pipeline.Channel) error { return ch.Pipeline().Add(new(writer), new(sinkErrors)) })
+		})
+	}
+	ks[0].in = []readStep{{data: "up"}, {eof: true}}
+	ks[1].in = []readStep{{data: "down"}, {eof: true}}
+	m.Enter(func() {
+		if err := new(Relay).Start(pipeline.Find[*writer](ends[0].Pipeline()), ends[1]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	turn := func() {
+		for i, s := range ends {
+			if s.at != streamClosed {
+				m.Ready(scriptFD+i, s.reg.Interest()&eventloop.EventRead)
+			}
+		}
+		m.RunUntilIdle()
+	}
+	a.empty = true
+	turn()
+	if ks[0].out.Len()+ks[1].out.Len() > 0 || ends[0].reg.Interest()|ends[1].reg.Interest() != 0 {
+		t.Errorf("without memory: got %q and %q, waiting for %v and %v", &ks[0].out, &ks[1].out, ends[0].reg.Interest(), ends[1].reg.Interest())
+	}
+	a.empty = false
+	m.Advance(starvedRetry)
+	for range 5 {
+		turn()
+	}
+	if up, down := ks[1].out.String(), ks[0].out.String(); up != "up" || down != "down" || ends[0].at != streamClosed || ends[1].at != streamClosed {
+		t.Errorf("afterwards: got %q up, %q down, states %d and %d; want all and both closed", up, down, ends[0].at, ends[1].at)
+	}
+	m.Close()
 }

@@ -110,9 +110,10 @@ func (w *way) mirrorsResume() {
 	w.resume()
 }
 
-// ready is called when src has something, or has broken.
+// ready is called when src has something, or has broken. If there is no memory for that, src
+// itself waits; what dst is like is seen when it is ready again.
 func (w *way) ready() {
-	if w.pull(); w.open() && !w.mayPull() {
+	if w.pull(); w.open() && !w.src.starved && !w.mayPull() {
 		w.stalled = true
 	}
 }
