@@ -65,7 +65,13 @@ func (s pipeSocket) spliceOut(pipe, n int) (int, error) {
 // scriptedEnd is one of two channels on one Manual.
 func scriptedEnd(t *testing.T, m *eventloop.Manual, fd int, refuses bool, handlers ...any) (*stream, *script) {
 	t.Helper()
-	cfg, err := (&Config{Logger: zap.NewNop()}).check()
+	return scriptedEndOf(t, m, nil, fd, refuses, handlers...)
+}
+
+// scriptedEndOf is scriptedEnd with its memory from alloc.
+func scriptedEndOf(t *testing.T, m *eventloop.Manual, alloc buffer.Allocator, fd int, refuses bool, handlers ...any) (*stream, *script) {
+	t.Helper()
+	cfg, err := (&Config{Logger: zap.NewNop(), Allocator: alloc}).check()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +86,8 @@ func scriptedEnd(t *testing.T, m *eventloop.Manual, fd int, refuses bool, handle
 	return s, k
 }
 
-// Whatever the kernel does, the bytes of both directions arrive in order; all of them, if
-// both streams end; and a beginning of them if something breaks, and then both channels
+// Whatever the kernel does, and whether or not there is memory, the bytes of both directions
+// arrive in order; all of them, if both streams end; and a beginning of them if something breaks, and then both channels
 // close. Nothing is left in a pipe.
 func TestRelay_Scripted(t *testing.T) {
 	if *relaySeed != 0 {
@@ -108,8 +114,9 @@ func relayScripted(t *testing.T, seed uint64) {
 	blocks, ended, got := r.IntN(2) == 0, 0, int64(0)
 	var mirrorErr error
 	breaks := false // the mirror's socket
+	memory, scarce := &stingy{Allocator: buffer.Heap}, r.IntN(3) == 0
 	for i := range ends {
-		ends[i], ks[i] = scriptedEnd(t, m, scriptFD+i, r.IntN(8) == 0, new(writer))
+		ends[i], ks[i] = scriptedEndOf(t, m, memory, scriptFD+i, r.IntN(8) == 0, new(writer))
 	}
 	if r.IntN(2) == 0 {
 		relay.Mirrors = []Mirror{{Channel: ends[2], Block: blocks, Ended: func(n int64, err error) {
@@ -170,6 +177,9 @@ func relayScripted(t *testing.T, seed uint64) {
 		if i == stop {
 			m.Enter(relay.Stop)
 		}
+		if memory.empty = scarce && r.IntN(3) == 0; scarce && r.IntN(3) == 0 {
+			m.Advance(starvedRetry)
+		}
 		j := r.IntN(3)
 		if ends[j].at == streamClosed || ends[j].reg == nil {
 			continue
@@ -190,6 +200,7 @@ func relayScripted(t *testing.T, seed uint64) {
 			m.Advance(starvedRetry)
 		}
 	}
+	memory.empty = false
 	for i, s := range ends[:2] {
 		out := ks[1-i].out.String()
 		want := sent[i]
@@ -363,17 +374,8 @@ func TestRelay_Starved(t *testing.T) {
 	a := &stingy{Allocator: buffer.Heap}
 	var ends [2]*stream
 	var ks [2]*script
-	cfg, err := (&Config{Logger: zap.NewNop(), Allocator: a}).check()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for i := range ends {
-		ks[i] = &script{t: t}
-		ends[i] = newStream(&cfg, m.Loop(), nil, scriptFD+i)
-		ends[i].sock = scriptSocket{ks[i]}
-		m.Enter(func() {
-			ends[i].start(func(ch pipeline.Channel) error { return ch.Pipeline().Add(new(writer), new(sinkErrors)) })
-		})
+		ends[i], ks[i] = scriptedEndOf(t, m, a, scriptFD+i, true, new(writer))
 	}
 	ks[0].in = []readStep{{data: "up"}, {eof: true}}
 	ks[1].in = []readStep{{data: "down"}, {eof: true}}
