@@ -3,8 +3,12 @@
 package transport
 
 import (
+	"flag"
+	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"go.uber.org/zap"
 
 	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
@@ -137,4 +141,120 @@ func TestMirror_WritableBeforeItIsOne(t *testing.T) {
 	}
 	here.Close()
 	there.Close()
+}
+
+var crossSeed = flag.Uint64("cross.seed", 0, "seed of the only round of TestRelay_CrossingScripted; 0 means many")
+
+// passer is a handler that does in its own way what a relay does: it changes nothing, so
+// that a relay can be stopped at any moment.
+type passer struct{ to *stream }
+
+func (h *passer) HandleRead(_ *pipeline.Context, msg any) error { h.to.Write(msg); return nil }
+func (h *passer) HandleEvent(c *pipeline.Context, ev any) error {
+	if _, ended := ev.(pipeline.InputShutdown); ended {
+		h.to.CloseWrite()
+	}
+	return nil
+}
+
+// However the turns of two loops follow each other, whatever the sockets take and whenever
+// the relay is stopped, both streams arrive whole and in order, and both channels end.
+func TestRelay_CrossingScripted(t *testing.T) {
+	if *crossSeed != 0 {
+		relayCrossing(t, *crossSeed)
+		return
+	}
+	for seed := range uint64(300) {
+		if relayCrossing(t, seed+1); t.Failed() {
+			t.Fatalf("repeat with -cross.seed=%d", seed+1)
+		}
+	}
+}
+
+func relayCrossing(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 4))
+	var ms [2]*eventloop.Manual
+	var ends [2]*stream
+	var ks [2]*script
+	var sent [2]string
+	memory, scarce := &stingy{Allocator: buffer.Heap}, r.IntN(3) == 0
+	cfg, err := (&Config{HalfClose: true, Logger: zap.NewNop(), Allocator: memory, HighWater: 1 + r.IntN(100_000)}).check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range ends {
+		k := &script{t: t}
+		for range r.IntN(15) {
+			p := letters(1 + r.IntN([]int{10, 3000, 100_000}[r.IntN(3)]))
+			k.in = append(k.in, readStep{data: p})
+			sent[i] += p
+		}
+		k.in = append(k.in, readStep{eof: true})
+		for range r.IntN(30) {
+			if r.IntN(3) == 0 {
+				k.take = append(k.take, takeStep{err: sys.ErrAgain})
+			} else {
+				k.take = append(k.take, takeStep{n: 1 + r.IntN([]int{5, 2000, 100_000}[r.IntN(3)])})
+			}
+		}
+		ms[i] = eventloop.NewManual()
+		ends[i], ks[i] = newStream(&cfg, ms[i].Loop(), nil, scriptFD+i), k
+		ends[i].sock = scriptSocket{k}
+	}
+	for i, s := range ends {
+		ms[i].Enter(func() {
+			s.start(func(ch pipeline.Channel) error {
+				return ch.Pipeline().Add(&passer{ends[1-i]}, new(sinkErrors))
+			})
+		})
+	}
+	relay := new(Relay)
+	start, stop := r.IntN(20), -1
+	if r.IntN(2) == 0 {
+		stop = start + r.IntN(60)
+	}
+	if r.IntN(2) == 0 { // a proxy holds the target back
+		ms[1].Enter(func() { ends[1].SetAutoRead(false) })
+		ms[0].Enter(func() { ends[0].SetAutoRead(false) })
+		start = 0
+	}
+	for i := 0; i < 6000 && (ends[0].at != streamClosed || ends[1].at != streamClosed); i++ {
+		switch i {
+		case start:
+			ms[0].Enter(func() {
+				if c := pipeline.Find[*passer](ends[0].Pipeline()); c != nil {
+					if err := relay.Start(c, ends[1]); err != nil && ends[0].Open() && ends[1].Open() {
+						t.Errorf("seed %d: %v", seed, err)
+					}
+				}
+			})
+		case stop:
+			ms[0].Enter(relay.Stop)
+		}
+		memory.empty = scarce && r.IntN(3) == 0
+		j := r.IntN(2)
+		if s := ends[j]; s.at != streamClosed {
+			ev := s.reg.Interest()
+			if r.IntN(2) == 0 {
+				ev &= eventloop.EventWrite
+			}
+			ms[j].Ready(scriptFD+j, ev)
+		}
+		ms[j].Turn()
+		if i%8 == 7 {
+			ms[j].Advance(starvedRetry)
+		}
+	}
+	memory.empty = false
+	for i, s := range ends {
+		if s.at != streamClosed {
+			t.Errorf("seed %d: channel %d has not closed: state %d, %d bytes in the queue", seed, i, s.at, s.out.queued-s.out.sent)
+		}
+		if out := ks[1-i].out.String(); out != sent[i] {
+			t.Errorf("seed %d: way %d: %d bytes have arrived, want %d, or they differ", seed, i, len(out), len(sent[i]))
+		}
+	}
+	for _, m := range ms {
+		m.Close()
+	}
 }
