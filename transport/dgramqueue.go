@@ -73,18 +73,21 @@ func (q *dgramQueue) batch(limit uint64) (n int) {
 }
 
 // left takes note that the first n datagrams have left, and returns how many bytes
-// they had. Their completions are due afterwards, see due.
-func (q *dgramQueue) left(n int) (bytes int) {
+// they had, and of those in mapped files. Their completions are due afterwards, see due.
+func (q *dgramQueue) left(n int) (bytes, mapped int) {
 	for range n {
 		e := q.take()
 		bytes += e.buf.Len()
+		if e.buf.Mapped() {
+			mapped += e.buf.Len()
+		}
 		q.aside.took(e.name)
 		if e.p != nil {
 			q.told.push(e.p)
 		}
 		e.buf.Release()
 	}
-	return bytes
+	return bytes, mapped
 }
 
 // take takes the first datagram out; its Buf and its promise are the caller's.

@@ -110,11 +110,12 @@ func (s *dgram) sendBatch() int {
 	}
 	s.woken, s.again, s.rest = false, false, 0
 	full := len(s.out.aside.receivers)
-	sent := s.out.left(n)
+	sent, mapped := s.out.left(n)
 	if len(s.out.aside.receivers) < full {
 		s.asideRest = 0 // one reads again, and soon perhaps more
 	}
 	s.Loop().Counters().BytesWritten += uint64(sent)
+	s.Loop().Counters().BytesMapped += uint64(mapped)
 	return sent
 }
 
@@ -141,6 +142,9 @@ func (s *dgram) sendFailed(err error) {
 		return
 	}
 	s.again = false
+	if errors.Is(err, syscall.EFAULT) && s.out.entries.first().buf.Mapped() {
+		err = fmt.Errorf("%w: %w", ErrFileShrunk, err)
+	}
 	s.failFirst(err)
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -483,5 +484,45 @@ func TestDiskThatBlocks(t *testing.T) {
 	got := make([]byte, len(content)+len("tail"))
 	if _, err := io.ReadFull(nc, got); err != nil || string(got) != content+"tail" {
 		t.Errorf("got %d bytes that differ, %v", len(got), err)
+	}
+}
+
+// A datagram of a mapped file is counted as one, and fails alone when the file has been cut.
+func TestMappedDatagram(t *testing.T) {
+	peer := must(net.ListenPacket("udp", "127.0.0.1:0"))
+	defer peer.Close()
+	ctx := t.Context()
+	ch := must((&Dialer{}).Dial(ctx, "udp", peer.LocalAddr().String()))
+	defer func() { ch.Close(); <-ch.Closed().Done() }()
+	metrics := func() (c eventloop.Counters) {
+		done := make(chan struct{})
+		if err := ch.Loop().Execute(func() { c = *ch.Loop().Counters(); close(done) }); err != nil {
+			t.Fatal(err)
+		}
+		await(t, done, "a task of the loop")
+		return c
+	}
+	content := letters(9000)
+	f := tempFile(t, content)
+	defer f.Close()
+	mapped, cut := must(buffer.MapFile(f, 0, 9000)), must(buffer.MapFile(f, 0, 9000))
+	before := metrics()
+	if err := ch.Send(ctx, mapped); err != nil {
+		t.Error(err)
+	}
+	got := make([]byte, 10_000)
+	if n, _, err := peer.ReadFrom(got); err != nil || string(got[:n]) != content {
+		t.Errorf("got %d bytes, %v", n, err)
+	}
+	must1(t, os.Truncate(f.Name(), 0))
+	if err := ch.Send(ctx, cut); !errors.Is(err, ErrFileShrunk) {
+		t.Errorf("cut: got %v, want %v", err, ErrFileShrunk)
+	}
+	if err := ch.Send(ctx, "next"); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+	after := metrics()
+	if n, m := after.BytesWritten-before.BytesWritten, after.BytesMapped-before.BytesMapped; n != 9004 || m != 9000 {
+		t.Errorf("got %d bytes written, %d of them mapped; want 9004 and 9000", n, m)
 	}
 }
