@@ -407,3 +407,28 @@ func TestRelay_Starved(t *testing.T) {
 	}
 	m.Close()
 }
+
+// A relay keeps to the share of a turn that its channels are to have.
+func TestRelay_ReadsPerTurn(t *testing.T) {
+	for _, mode := range []RelayMode{RelayCopy, RelaySplice} {
+		for set, want := range map[int]int{0: maxReadsPerTurn, 1: 1, 3: 3} {
+			m := eventloop.NewManual()
+			a, k := scriptedEnd(t, m, scriptFD, false, new(writer))
+			b, out := scriptedEnd(t, m, scriptFD+1, false, new(writer))
+			a.cfg.ReadsPerTurn = set
+			for range 30 {
+				k.in = append(k.in, readStep{data: letters(recvSizes[0])})
+			}
+			m.Enter(func() {
+				if err := (&Relay{Mode: mode}).Start(pipeline.Find[*writer](a.Pipeline()), b); err != nil {
+					t.Fatal(err)
+				}
+				a.HandleIO(eventloop.EventRead)
+			})
+			if got := out.out.Len() / recvSizes[0]; got != want {
+				t.Errorf("mode %d, ReadsPerTurn %d: got %d reads, want %d", mode, set, got, want)
+			}
+			m.Close()
+		}
+	}
+}

@@ -344,10 +344,7 @@ func (s *stream) readTurn(ending bool) {
 		return
 	}
 	s.wantRead = false
-	most := s.cfg.ReadsPerTurn
-	if most == 0 {
-		most = maxReadsPerTurn
-	}
+	most := s.readsPerTurn()
 	for reads := 1; ; reads++ {
 		i := s.recv.index
 		hot, err := s.state.receive(i)
@@ -398,6 +395,14 @@ func (s *stream) readTurn(ending bool) {
 	case total > 0 && s.rare != nil:
 		s.graceOver()
 	}
+}
+
+// readsPerTurn is how many reads are the channel's share of a turn.
+func (s *stream) readsPerTurn() int {
+	if n := s.cfg.ReadsPerTurn; n > 0 {
+		return n
+	}
+	return maxReadsPerTurn
 }
 
 // fitWaterMarks lets the default marks follow the receive buffer in use.

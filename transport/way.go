@@ -130,7 +130,7 @@ func (w *way) resume() {
 // its share of the turn.
 func (w *way) pull() {
 	w.pulling = true
-	total := 0
+	total, most := 0, w.src.readsPerTurn()
 	for reads := 1; w.mayPull(); reads++ {
 		var n int
 		var more bool
@@ -140,7 +140,7 @@ func (w *way) pull() {
 			n, more = w.copy()
 		}
 		total += n
-		if !more || reads == maxReadsPerTurn || total >= maxBytesPerTurn {
+		if !more || reads == most || total >= maxBytesPerTurn {
 			break
 		}
 	}
