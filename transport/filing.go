@@ -130,6 +130,16 @@ func (r *FileReceiver) goesOn(from int64) bool {
 	return r.left() > 0 && r.written()-from < filingBudget && !r.halt.Load()
 }
 
+// ended takes note that the socket has nothing and never will. If the channel closes, that may
+// be its own doing.
+func (r *FileReceiver) ended() {
+	if r.halt.Load() {
+		r.empty = true // whoever comes next finds the same end
+		return
+	}
+	r.eof = true
+}
+
 // spliceAll moves what the socket has, through a pipe if it can.
 func (r *FileReceiver) spliceAll(from int64) error {
 	if r.route().path != PathSplice {
@@ -166,7 +176,7 @@ func (r *FileReceiver) spliceAll(from int64) error {
 			r.broken = err
 			return nil
 		case n == 0:
-			r.eof = true
+			r.ended()
 			return nil
 		}
 		held = n
@@ -201,7 +211,7 @@ func (r *FileReceiver) copyAll(from int64) error {
 			r.broken = err
 			return nil
 		case n == 0:
-			r.eof = true
+			r.ended()
 			return nil
 		}
 		r.read += int64(n)

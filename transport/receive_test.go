@@ -260,6 +260,46 @@ func TestFileReceiver_Reset(t *testing.T) {
 	}
 }
 
+// gatedSocket is a socket whose bytes are asked for when the test says so.
+type gatedSocket struct {
+	*fdSocket
+	begun chan<- struct{}
+	goOn  <-chan struct{}
+}
+
+func (s *gatedSocket) spliceIn(pipe, n int) (int, error) {
+	s.begun <- struct{}{}
+	<-s.goOn
+	return s.fdSocket.spliceIn(pipe, n)
+}
+
+// What a reset makes of the socket while the Op is about to read is not the end of the
+// stream.
+func TestFileReceiver_ResetIsNoEnd(t *testing.T) {
+	for _, network := range networks {
+		begun, goOn := make(chan struct{}, 1), make(chan struct{})
+		ended, chs := make(chan error, 1), make(chan *stream, 1)
+		path := filepath.Join(t.TempDir(), "file")
+		l := serve(t, &Server{Init: func(ch pipeline.Channel) error {
+			s := ch.(*stream)
+			s.sock = &gatedSocket{&s.fd, begun, goOn}
+			chs <- s
+			return ch.Pipeline().Add(&filer{FileReceiver: new(FileReceiver), path: path, flags: os.O_CREATE, length: -1,
+				ended: func(_ int64, err error) { ended <- err }})
+		}}, network, anyAddr(t, network))
+		dialNet(t, l)
+		s := await(t, chs, "the channel")
+		await(t, begun, "the Op")
+		reset := make(chan struct{})
+		must1(t, s.Loop().Execute(func() { s.Reset(); close(reset) }))
+		await(t, reset, "the reset")
+		close(goOn)
+		if err := await(t, ended, "the end"); !errors.Is(err, pipeline.ErrReset) {
+			t.Errorf("%s: got %v, want %v", network, err, pipeline.ErrReset)
+		}
+	}
+}
+
 // slowFile is a file whose first write waits for the test.
 type slowFile struct {
 	storage
