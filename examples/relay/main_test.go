@@ -224,6 +224,22 @@ func TestDrainStuck(t *testing.T) {
 	}
 }
 
+// waitSize waits until a file has so many bytes.
+func waitSize(t *testing.T, s *process.Server, name string, size int64) {
+	t.Helper()
+	for end := time.Now().Add(process.Patience); ; {
+		info, err := os.Stat(name)
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("%s has not got %d bytes: %v", name, size, err)
+		}
+		if info.Size() >= size {
+			return
+		}
+		s.Signal(syscall.SIGUSR1) // a round trip
+		s.Line()
+	}
+}
+
 // Connections append to a file, behind what is there.
 func TestMirrorFile(t *testing.T) {
 	for _, mode := range []string{"auto", "splice", "copy"} {
@@ -246,6 +262,7 @@ func TestMirrorFile(t *testing.T) {
 					t.Errorf("client: got %d bytes, %v", n, err)
 				}
 				want = append(want, up...)
+				waitSize(t, s, name, int64(len(want))) // or the next one's pieces come between
 			}
 			s.Stop() // which waits for what is being written
 			if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
