@@ -598,6 +598,73 @@ func TestDatagramMisuse(t *testing.T) {
 	}
 }
 
+// A datagram of more parts than a call takes is copied. Without memory for that its write
+// fails, once; all its parts are released, and the channel goes on.
+func TestDatagramOfManyPartsWithoutMemory(t *testing.T) {
+	const size = 64 // of a part
+	pool, err := buffer.NewPool(buffer.PoolConfig{Limit: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pool.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := newDgramRig(t, rigConfig{dialed: true, Config: Config{Allocator: pool, HighWater: 1 << 20}})
+	block, err := pool.TryAlloc((sys.IOVMax + 1) * size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block.WriteString(letters((sys.IOVMax + 1) * size))
+	var hold []*buffer.Buf
+	for n := 1 << 20; n >= 1<<10; {
+		b, err := pool.TryAlloc(n)
+		if err != nil {
+			n /= 2
+			continue
+		}
+		hold = append(hold, b)
+	}
+	var results []error
+	write := func(parts int) {
+		r.do(func() {
+			var slices []*buffer.Buf
+			for i := range parts {
+				slices = append(slices, block.Slice((parts-1-i)*size, size)) // in order they would be one part
+			}
+			r.WriteThen(buffer.Compose(slices...), func(err error) { results = append(results, err) })
+		})
+	}
+	write(sys.IOVMax + 1)
+	var op *OpError
+	if len(results) != 1 || !errors.Is(results[0], buffer.ErrOutOfMemory) || !errors.As(results[0], &op) || op.Op != "write" {
+		t.Errorf("without memory: got %v, want a write *OpError of ErrOutOfMemory, once", results)
+	}
+	if n := block.Refs(); n != 1 {
+		t.Errorf("without memory: got %d references to the block of the parts, want ours only", n)
+	}
+	r.wantOut()
+	if !r.Open() || r.out.charge != 0 || r.BytesBeforeUnwritable() != r.HighWater()+1 {
+		t.Errorf("afterwards: got open %v, charge %d, and %d bytes before unwritable", r.Open(), r.out.charge, r.BytesBeforeUnwritable())
+	}
+	write(sys.IOVMax) // which needs no copy
+	r.wantOut(fmt.Sprintf(": %d bytes", sys.IOVMax*size))
+	for _, b := range hold {
+		b.Release()
+	}
+	write(sys.IOVMax + 1)
+	r.wantOut(fmt.Sprintf(": %d bytes", (sys.IOVMax+1)*size))
+	if len(results) != 3 || results[1] != nil || results[2] != nil {
+		t.Errorf("got %v, want the others to leave", results)
+	}
+	if n := block.Refs(); n != 1 {
+		t.Errorf("at the end: got %d references to the block of the parts, want ours only", n)
+	}
+	block.Release()
+	r.wantLog()
+}
+
 // While a pool is close to its limit, or has nothing at all, datagrams stay in the
 // kernel.
 func TestDatagramsWithoutMemory(t *testing.T) {

@@ -328,3 +328,44 @@ func TestLoopEnds(t *testing.T) {
 		t.Errorf("write after the end: %d references, %v; want 0, ErrClosed", b.Refs(), result)
 	}
 }
+
+// Where the last Op has ended and the close sleeps, on a worker, the socket is that
+// worker's. The time for which the Op would have been waited for may end meanwhile: by
+// then the descriptor may be closed, and its number somebody else's.
+func TestSlowCloseAfterSlowOp(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{CloseTimeout: time.Second}})
+	r.k.cold, r.k.sleeps = true, true
+	r.k.sendfile = func() {
+		// The Op ends, and with it, in the same turn, the time.
+		r.m.Advance(2 * time.Second)
+	}
+	r.log = nil
+	var done []error
+	r.do(func() {
+		r.WriteThen(buffer.NewFileRegion(tempFile(t, letters(100)), 0, 100), func(err error) { done = append(done, err) })
+	})
+	r.m.Enter(func() { r.Abort(pipeline.CloseNow, errPipe) })
+	if r.reg.Ops() != 1 || r.k.closes != 0 {
+		t.Fatalf("got %d Ops, closed %d times; want one Op under way and an open socket", r.reg.Ops(), r.k.closes)
+	}
+	r.m.Turn() // ends the Op, and gives the close to a worker
+	if r.k.closes != 0 {
+		t.Fatal("closed on the loop, although that sleeps")
+	}
+	r.wantLog()
+	r.m.RunUntilIdle()
+	r.m.Advance(time.Minute)
+	if r.k.disconnects != 0 || r.k.resets != 0 {
+		t.Errorf("a socket that is a worker's: got %d disconnects and %d resets, want none", r.k.disconnects, r.k.resets)
+	}
+	if r.k.closes != 1 {
+		t.Errorf("closed %d times, want once", r.k.closes)
+	}
+	if n := r.logs.FilterMessageSnippet("does not end").Len(); n != 0 {
+		t.Errorf("got %d lines in the log of an Op that does not end, want none", n)
+	}
+	r.wantLog("inactive", "unregistered")
+	if len(done) != 1 || !errors.Is(done[0], errPipe) {
+		t.Errorf("completions: got %v, want ErrClosed with %v once", done, errPipe)
+	}
+}
