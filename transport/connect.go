@@ -2,6 +2,7 @@ package transport
 
 import (
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -24,14 +25,20 @@ const (
 type candidates struct {
 	addrs    []net.Addr
 	deadline time.Time // of all together; zero if there is none
+	by       connector // who makes the connection; nil for the kernel
 }
 
 // candidatesOf returns what remote, which a handler may have changed, stands for.
 func candidatesOf(remote net.Addr) candidates {
-	if c, ok := remote.(*candidates); ok {
-		return *c
+	c, ok := remote.(*candidates)
+	if !ok {
+		return candidates{addrs: []net.Addr{remote}, by: sysConnector{}}
 	}
-	return candidates{addrs: []net.Addr{remote}}
+	all := *c
+	if all.by == nil {
+		all.by = sysConnector{}
+	}
+	return all
 }
 
 func (c *candidates) Network() string { return c.addrs[0].Network() }
@@ -74,22 +81,34 @@ func (s *stream) connectNext() {
 	for len(d.addrs) > 0 {
 		addr := d.addrs[0]
 		d.addrs = d.addrs[1:]
-		err := s.connectTo(addr)
-		if err == sys.ErrInProgress {
-			s.limitAddress(addr)
-			s.updateInterest()
-			return
+		err := s.openFor(d, addr)
+		if s.at != streamConnecting {
+			return // the channel has been closed by Config.Control
 		}
-		if err == sys.ErrAgain {
-			s.connectAgain(addr)
-			return
+		if err == nil {
+			err = d.by.connect(int(s.fd.fd), addr)
+			_, unix := addr.(*net.UnixAddr)
+			switch {
+			case err == nil:
+				if s.connected() {
+					return
+				}
+				continue
+			case err == sys.ErrInProgress:
+				// At once, and not by updateInterest: what cannot be waited for is an address
+				// that has failed.
+				if err = s.reg.SetInterest(eventloop.EventWrite); err == nil {
+					s.limitAddress(addr)
+					return
+				}
+			case err == sys.ErrAgain && unix:
+				s.connectAgain(addr)
+				return
+			case err == sys.ErrAgain:
+				err = os.NewSyscallError("connect", syscall.EAGAIN) // nothing tells when it would be better
+			}
 		}
-		if err == nil && s.connected() {
-			return
-		}
-		if err != nil {
-			s.connectFailed(addr, err)
-		}
+		s.connectFailed(addr, err)
 	}
 	s.closeNow(false, d.err)
 }
@@ -147,16 +166,20 @@ func (s *stream) onceActive(f func(error)) {
 // over implements dialed.
 func (s *stream) over() bool { return s.at == streamClosed }
 
-// connectTo starts to connect to one address.
-func (s *stream) connectTo(addr net.Addr) error {
-	fd, err := sys.Socket(addr)
+// openFor makes a socket that is to connect to addr. User code runs in it, Config.Control:
+// d may have ended.
+func (s *stream) openFor(d *connecting, addr net.Addr) error {
+	fd, err := d.by.socket(addr)
 	if err != nil {
 		return err
 	}
 	s.remote.store(addr)
-	if err = s.cfg.prepare(fd, addr, s.rare.dial.local); err == nil && s.rare.dial.local != nil {
-		if err = sys.Bind(fd, s.rare.dial.local); err == nil {
-			s.rare.file = socketFileOf(s.rare.dial.local)
+	if err = d.by.prepare(s.cfg, fd, addr, d.local); err == nil && s.at != streamConnecting {
+		err = pipeline.ErrClosed
+	}
+	if err == nil && d.local != nil {
+		if err = d.by.bind(fd, d.local); err == nil {
+			s.rare.file = socketFileOf(d.local)
 		}
 	}
 	if err == nil {
@@ -164,11 +187,11 @@ func (s *stream) connectTo(addr net.Addr) error {
 	}
 	if err != nil {
 		s.removeFile()
-		_ = sys.Close(fd)
+		d.by.close(fd)
 		return err
 	}
 	s.fd.fd = int32(fd)
-	return sys.Connect(fd, addr)
+	return nil
 }
 
 // connectFailed gives up one address. The first failure is the one reported.
@@ -184,8 +207,8 @@ func (s *stream) connectFailed(addr net.Addr, err error) {
 func (s *stream) dropSocket() {
 	s.removeFile()
 	if s.reg != nil {
-		fd := int(s.fd.fd)
-		s.reg.Close(func() { _ = sys.Close(fd) })
+		by, fd := s.rare.dial.by, int(s.fd.fd)
+		s.reg.Close(func() { by.close(fd) })
 		s.reg, s.fd.fd = nil, -1
 	}
 }
@@ -214,7 +237,7 @@ func (s *stream) connectEnded() {
 func (s *stream) connected() bool {
 	r := s.rare
 	remote := s.remote.load()
-	local, err := sys.LocalAddr(int(s.fd.fd), remote.Network())
+	local, err := r.dial.by.localAddr(int(s.fd.fd), remote.Network())
 	if err == nil {
 		if r.dial.self(local, remote) {
 			s.connectFailed(remote, syscall.ECONNREFUSED)

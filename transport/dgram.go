@@ -147,37 +147,41 @@ func (s *dgram) opened() {
 	s.updateInterest()
 }
 
-// connectTo makes a socket that is connected to addr.
-func (s *dgram) connectTo(addr, local net.Addr) error {
-	fd, err := sys.Socket(addr)
+// connectTo makes, by the means of by, a socket that is connected to addr. User code runs in
+// it, Config.Control.
+func (s *dgram) connectTo(by connector, addr, local net.Addr) error {
+	fd, err := by.socket(addr)
 	if err != nil {
 		return err
 	}
 	var file *socketFile
-	if err = s.cfg.prepare(fd, addr, local); err == nil && local != nil {
-		err = sys.Bind(fd, local)
+	if err = by.prepare(s.cfg, fd, addr, local); err == nil && s.at != dgramNew {
+		err = pipeline.ErrClosed
+	}
+	if err == nil && local != nil {
+		err = by.bind(fd, local)
 		if err == nil {
 			file = socketFileOf(local)
 		}
 	}
 	if err == nil {
-		err = sys.Connect(fd, addr)
+		err = by.connect(fd, addr)
 	}
 	if err == nil {
 		s.reg, err = s.Loop().Register(fd, s)
 	}
 	if err != nil {
 		file.remove()
-		_ = sys.Close(fd)
+		by.close(fd)
 		return err
 	}
 	s.fd.fd, s.file, s.connected = int32(fd), file, true
 	s.fd.publish()
-	if a, err := sys.LocalAddr(fd, addr.Network()); err == nil {
+	if a, err := by.localAddr(fd, addr.Network()); err == nil {
 		s.boundTo(a)
 	}
 	s.remote.store(addr)
-	if a, err := sys.RemoteAddr(fd, addr.Network()); err == nil {
+	if a, err := by.remoteAddr(fd, addr.Network()); err == nil {
 		s.connectedTo(a)
 	}
 	return nil
@@ -442,14 +446,18 @@ func (c *dgramCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
 		return
 	}
 	var failure error
-	for _, addr := range candidatesOf(remote).addrs {
-		err := s.connectTo(addr, local)
+	all := candidatesOf(remote)
+	for _, addr := range all.addrs {
+		err := s.connectTo(all.by, addr, local)
 		if err == nil {
 			s.connectedNow(p)
 			return
 		}
 		if failure == nil {
 			failure = &OpError{Op: "connect", Addr: addr, Err: err}
+		}
+		if s.at != dgramNew {
+			break // closed by Config.Control
 		}
 	}
 	s.closeNow(failure)

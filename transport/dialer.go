@@ -313,7 +313,7 @@ func (d *Dialer) connect(s dialed, addrs []net.Addr, deadline time.Time, done fu
 		// it active.
 		s.onceActive(tell)
 	})
-	s.Pipeline().Connect(&candidates{addrs, deadline}, d.LocalAddr, p)
+	s.Pipeline().Connect(&candidates{addrs: addrs, deadline: deadline}, d.LocalAddr, p)
 }
 
 // connectClosed is the error of a connect whose channel has closed.
