@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/runnel-io/runnel/internal/fault"
 	"github.com/runnel-io/runnel/internal/goid"
 )
 
@@ -243,11 +244,11 @@ type manualPoller struct {
 	set  []outcome // in the order of the first Ready for the key
 }
 
-func (p *manualPoller) arm(*Registration, Event) error { return nil }
-func (p *manualPoller) disarm(*Registration) error     { return nil }
-func (p *manualPoller) submit(*Op) bool                { return false }
-func (p *manualPoller) wake() error                    { return nil }
-func (p *manualPoller) close() error                   { return nil }
+func (p *manualPoller) arm(r *Registration, _ Event) error { return fault.Arm(int(r.fd)) }
+func (p *manualPoller) disarm(*Registration) error         { return nil }
+func (p *manualPoller) submit(*Op) bool                    { return false }
+func (p *manualPoller) wake() error                        { return nil }
+func (p *manualPoller) close() error                       { return nil }
 
 func (p *manualPoller) ready(fd int, ev Event) {
 	for i := range p.loop.table.used {

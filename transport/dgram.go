@@ -275,7 +275,7 @@ func (s *dgram) updateInterest() {
 		err = s.reg.SetInterest(ev)
 	}
 	if err != nil {
-		s.fail("read", err)
+		s.fail("poll", err)
 	}
 }
 

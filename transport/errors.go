@@ -38,9 +38,10 @@ var (
 )
 
 // OpError is the error of a connect, accept, read, write and the like, or of a socket
-// option.
+// option. That of a "poll" says that the loop cannot wait for the socket, because the system
+// has no memory for that, or is out of watches (/proc/sys/fs/epoll/max_user_watches).
 type OpError struct {
-	Op   string   // "listen", "connect", "accept", "adopt", "read", "write", "close"; of package sockopt "get " or "set " and the name
+	Op   string   // "listen", "connect", "accept", "adopt", "read", "write", "close", "poll"; of package sockopt "get " or "set " and the name
 	Addr net.Addr // remote end, for listen and accept the local one; nil if unknown
 	Err  error    // cause, for errors.Is and errors.As
 }

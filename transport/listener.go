@@ -55,6 +55,7 @@ type listener struct {
 	errs     rarely
 	shed     int // connections closed unserved since errs was last logged
 	limits   rarely
+	ending   bool // its handlers are being told of the error that ends it
 	done     bool
 }
 
@@ -130,7 +131,7 @@ func (l *listener) start(init func(pipeline.Channel) error) error {
 	}
 	l.MarkActive()
 	l.updateInterest() // also if it is not to read yet
-	return nil
+	return l.CloseReason()
 }
 
 // localOf gives ch, accepted as fd, its local address.
@@ -157,7 +158,7 @@ func (l *listener) HandleIO(ev eventloop.Event) {
 			// Somebody who shares the socket has shut it down. It says so until it is
 			// closed, and it will never accept again: to wait for a place, or for a better
 			// moment, is of no use.
-			l.broken(os.NewSyscallError("accept4", syscall.EINVAL))
+			l.broken("accept", os.NewSyscallError("accept4", syscall.EINVAL))
 		case ev&broken != 0 && l.accepting():
 			l.pause(errNotReady)
 			fallthrough
@@ -237,7 +238,7 @@ func (l *listener) acceptFailed(err error) {
 		l.lackOver()
 		return
 	case isAny(err, brokenErrors):
-		l.broken(err)
+		l.broken("accept", err)
 		return
 	}
 	// A short lack costs nobody anything. When it lasts, who waits is told.
@@ -252,8 +253,12 @@ func (l *listener) acceptFailed(err error) {
 }
 
 // broken ends the listener: it will never accept again.
-func (l *listener) broken(err error) {
-	failure := &OpError{Op: "accept", Addr: l.local.load(), Err: err}
+func (l *listener) broken(op string, err error) {
+	if l.ending {
+		return
+	}
+	l.ending = true
+	failure := &OpError{Op: op, Addr: l.local.load(), Err: err}
 	l.Pipeline().FireError(failure)
 	(*listenerCore)(l).DoClose(pipeline.CloseNow, failure)
 }
@@ -313,7 +318,7 @@ func (l *listener) updateInterest() {
 		err = l.reg.SetInterest(0)
 	}
 	if err != nil {
-		(*listenerCore)(l).DoClose(pipeline.CloseNow, err)
+		l.broken("poll", err)
 	}
 }
 

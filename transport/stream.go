@@ -323,7 +323,7 @@ func (s *stream) updateInterest() {
 		err = s.reg.SetInterest(ev)
 	}
 	if err != nil {
-		s.fail("read", err)
+		s.fail("poll", err)
 	}
 }
 
