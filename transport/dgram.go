@@ -78,6 +78,9 @@ type dgram struct {
 	hangup     bool // a hangup or error was reported that nobody waits for
 }
 
+// errShut is the error of a socket that has been shut down for reading.
+var errShut = errors.New("the socket has been shut down")
+
 // newDgram makes a channel on loop. fd is -1 for one that is to connect, local the
 // address of one that is bound.
 func newDgram(cfg *Config, loop *eventloop.Loop, fd int, local net.Addr) *dgram {
@@ -242,8 +245,11 @@ func (s *dgram) ready(ev eventloop.Event) {
 		s.blocked, s.woken = false, true
 		s.flush()
 	}
-	if s.reading() && ev&(eventloop.EventRead|broken) != 0 {
-		s.readTurn()
+	const over = eventloop.EventReadHangup | eventloop.EventHangup
+	if s.reading() && ev&(eventloop.EventRead|over|broken) != 0 && s.readTurn() && ev&over != 0 && s.reading() {
+		// Somebody who shares the socket has shut it down, and says so for as long as it is
+		// open: nothing will ever come.
+		s.fail("read", errShut)
 	}
 	if ev&broken != 0 && !told && !s.reading() && !s.blocked {
 		s.hangup = true // see stream.ready
@@ -262,7 +268,7 @@ func (s *dgram) updateInterest() {
 	}
 	var ev eventloop.Event
 	if s.reading() {
-		ev = eventloop.EventRead
+		ev = eventloop.EventRead | eventloop.EventReadHangup
 	}
 	if s.blocked {
 		ev |= eventloop.EventWrite
@@ -283,12 +289,14 @@ func (s *dgram) updateInterest() {
 // the turn: 16 calls, each for a batch, or 1 MiB. A channel that reads when asked
 // gets one datagram each time.
 //
+// It reports whether the socket had nothing at all.
+//
 // User code runs in it: the state may be another one after every message.
-func (s *dgram) readTurn() {
+func (s *dgram) readTurn() (nothing bool) {
 	counters := s.Loop().Counters()
 	if s.state.pressed() {
 		s.state.hold(s)
-		return
+		return false
 	}
 	s.wantRead = false
 	got, bytes := 0, 0
@@ -309,6 +317,7 @@ func (s *dgram) readTurn() {
 			if err != sys.ErrAgain {
 				failure = err
 			}
+			nothing = err == sys.ErrAgain && reads == 1
 			break
 		}
 		counters.Reads++
@@ -328,6 +337,7 @@ func (s *dgram) readTurn() {
 	if failure != nil && s.at != dgramClosed {
 		s.readFailed(failure)
 	}
+	return nothing
 }
 
 // deliver passes on the first n slots. It returns how many messages it has made of

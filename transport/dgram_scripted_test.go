@@ -180,7 +180,7 @@ func TestDatagramsWaitWithoutSpinning(t *testing.T) {
 			if r.wantOut(name + ": 1"); !done {
 				t.Error("not complete")
 			}
-			if ev := r.interest(); ev != eventloop.EventRead {
+			if ev := r.interest(); ev != reads {
 				t.Errorf("interest at the end: got %v, want read", ev)
 			}
 			r.wantLog()
@@ -250,7 +250,7 @@ func TestDatagramBackpressure(t *testing.T) {
 	if len(r.k.out) != n {
 		t.Errorf("got %d datagrams, want %d", len(r.k.out), n)
 	}
-	if ev := r.interest(); ev != eventloop.EventRead {
+	if ev := r.interest(); ev != reads {
 		t.Errorf("interest: got %v, want read", ev)
 	}
 

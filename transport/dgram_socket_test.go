@@ -788,3 +788,102 @@ func TestListenAndServeDatagrams(t *testing.T) {
 		t.Errorf("got %v, want nil", err)
 	}
 }
+
+// shutSocket shuts the socket of a channel down, as somebody may who shares it.
+func shutSocket(t *testing.T, ch pipeline.Channel, how int) {
+	t.Helper()
+	raw, err := SyscallConn(ch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		// Of a UDP socket without a peer that is an error, and is done all the same.
+		if err := syscall.Shutdown(int(fd), how); err != nil && !errors.Is(err, syscall.ENOTCONN) {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A socket that somebody who shares it has shut down says so without end. Its channel, which
+// would turn its loop without rest, reads what has come before, and closes by an error, as
+// soon as it is to read.
+func TestDatagramSocketShutDown(t *testing.T) {
+	for _, network := range []string{"udp", "unixgram"} {
+		for _, dialed := range []bool{false, true} {
+			for name, how := range map[string]int{"reading": syscall.SHUT_RD, "both": syscall.SHUT_RDWR} {
+				for _, paused := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s, dialed %v, shut for %s, paused %v", network, dialed, name, paused), func(t *testing.T) {
+						address := "127.0.0.1:0"
+						if network == "unixgram" {
+							address = unixgramAddr(t).Name
+						}
+						peer, err := net.ListenPacket(network, address)
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer peer.Close()
+						local := address
+						if network == "unixgram" {
+							local = unixgramAddr(t).Name
+						}
+						var got []string
+						var errs []error
+						init := with(
+							pipeline.On(func(_ *pipeline.Context, m *Datagram) error {
+								got = append(got, string(m.Content.Window()))
+								m.Release()
+								return nil
+							}),
+							pipeline.On(func(_ *pipeline.Context, b *buffer.Buf) error {
+								got = append(got, string(b.Window()))
+								b.Release()
+								return nil
+							}),
+							pipeline.OnError(func(_ *pipeline.Context, err error) { errs = append(errs, err) }),
+						)
+						cfg := Config{ManualRead: paused}
+						var ch pipeline.Channel
+						if dialed {
+							d := &Dialer{Init: init, Config: cfg}
+							if network == "unixgram" {
+								d.LocalAddr = &net.UnixAddr{Name: local, Net: network}
+							}
+							ch, err = d.Dial(t.Context(), network, peer.LocalAddr().String())
+						} else {
+							ch, err = serve(t, &Server{Init: init, Config: cfg}, network, local), nil
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+						var want []string
+						if paused {
+							want = []string{"1", "2", "3"}
+							for _, s := range want {
+								if _, err := peer.WriteTo([]byte(s), ch.LocalAddr()); err != nil {
+									t.Fatal(err)
+								}
+							}
+						}
+						shutSocket(t, ch, how)
+						ch.SetAutoRead(true)
+						await(t, ch.Closed().Done(), "the end of the channel")
+						var op *OpError
+						if !errors.Is(ch.CloseReason(), errShut) || !errors.As(ch.CloseReason(), &op) || op.Op != "read" {
+							t.Errorf("close reason: got %v, want a read *OpError of a shutdown", ch.CloseReason())
+						}
+						onChannel(t, ch, func() {
+							if !slices.Equal(got, want) {
+								t.Errorf("got %q, want what had come before: %q", got, want)
+							}
+							if len(errs) != 1 || !errors.Is(errs[0], errShut) {
+								t.Errorf("errors: got %v, want the one of the shutdown", errs)
+							}
+						})
+					})
+				}
+			}
+		}
+	}
+}

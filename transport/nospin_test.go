@@ -336,6 +336,8 @@ func TestNoSpinOfDatagrams(t *testing.T) {
 				ch.Write("x")
 				await(t, refused, "the refusal")
 			}},
+		{name: "paused after a shutdown", cfg: Config{ManualRead: true},
+			enter: func(t *testing.T, ch pipeline.Channel, peer net.PacketConn) { shutSocket(t, ch, syscall.SHUT_RDWR) }},
 		{name: "its peer does not read", network: "unixgram", dialed: true,
 			enter: func(t *testing.T, ch pipeline.Channel, peer net.PacketConn) {
 				reachDgram(t, ch, "waiting", func(s *dgram) bool { s.Write("x"); s.Flush(); return s.waiting() })

@@ -346,7 +346,7 @@ func TestFaultsOfPollOfDatagrams(t *testing.T) {
 				}
 			})
 			m.RunUntilIdle()
-			m.Ready(scriptFD, eventloop.EventHangup) // which takes it out of the poller when nothing is waited for
+			m.Ready(scriptFD, eventloop.EventError) // which takes it out of the poller when nothing is waited for
 			m.RunUntilIdle()
 			m.Ready(scriptFD, eventloop.EventWrite)
 			m.RunUntilIdle()
