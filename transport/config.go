@@ -46,6 +46,17 @@ type Config struct {
 	// carries; at most 1 MiB. A loop receives into up to 16 slots of this size, rounded
 	// up to a power of two, that its channels share. It does not bound what is sent.
 	MaxDatagram int
+	// Destination has every Datagram that a UDP channel reads say in To which address it
+	// was sent to (IP_RECVORIGDSTADDR), which on a socket that is bound to no address of
+	// its own, or stands in for others, nothing else tells. It has no effect on a channel
+	// that is connected, whose LocalAddr says it.
+	Destination bool
+	// GRO has the kernel hand over datagrams that one peer has sent to a UDP channel one
+	// after the other, all of one length but the last, as one, where it can (UDP_GRO).
+	// Handlers get them one by one as ever, in order; they are slices of one buffer, and
+	// each keeps all of it alive. A request to read brings all that were handed over
+	// together, which may be 64 KiB. MaxDatagram is the bound of each.
+	GRO bool
 
 	// HalfClose keeps the channel open when the peer has closed its sending side;
 	// handlers get the user event pipeline.InputShutdown. By default the channel

@@ -29,6 +29,10 @@ type Datagram struct {
 	// Name is the peer of a Unix channel: a path, or @name. It is empty when a
 	// datagram was read whose sender is bound to no name, who cannot be answered.
 	Name string
+	// To is the address that a datagram of UDP was sent to, if it was read and
+	// Config.Destination asks for it. It has no part in sending: an answer comes from the
+	// address that the system chooses.
+	To netip.AddrPort
 
 	more   atomic.Int32 // references besides the first
 	pooled bool         // made by a channel
@@ -40,10 +44,10 @@ const released = -1 << 30
 var datagrams = sync.Pool{New: func() any { return new(Datagram) }}
 
 // newDatagram returns a Datagram with one reference, which takes b over.
-func newDatagram(b *buffer.Buf, addr netip.AddrPort, name string) *Datagram {
+func newDatagram(b *buffer.Buf, addr netip.AddrPort, name string, to netip.AddrPort) *Datagram {
 	d := datagrams.Get().(*Datagram)
 	d.more.Store(0)
-	d.Content, d.Addr, d.Name, d.pooled = b, addr, name, true
+	d.Content, d.Addr, d.Name, d.To, d.pooled = b, addr, name, to, true
 	return d
 }
 

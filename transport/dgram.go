@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
@@ -27,9 +28,9 @@ const (
 
 // dgram is a channel over a UDP or Unix datagram socket.
 //
-// What later parts will add has its place: control messages (GSO, GRO, the local
-// address) beside the address in a slot and in an outDatagram, groups of multicast as
-// calls on the socket.
+// What later parts will add has its place: what is to be sent along with a datagram
+// (GSO, the local address, descriptors) beside the address in an outDatagram, descriptors
+// that come with one among a slot's notes, groups of multicast as calls on the socket.
 type dgram struct {
 	pipeline.Base
 
@@ -49,6 +50,8 @@ type dgram struct {
 	fd    fdDgramSocket
 	out   dgramQueue
 
+	segments  *buffer.Buf // of datagrams that came as one, those that are still to be delivered
+	room      int         // the longest that a call receives, which may be many
 	connected bool
 	unix      bool
 	file      *socketFile    // bound to: what is to be removed at the end; nil if there is none
@@ -133,7 +136,6 @@ func (s *dgram) start(init func(pipeline.Channel) error) {
 		return
 	}
 	s.state = acquireState(s.Loop(), s.Alloc())
-	s.in = s.state.slots(dgramSlotSize(s.cfg.MaxDatagram))
 	if s.fd.fd >= 0 && s.at == dgramNew {
 		s.opened()
 	}
@@ -142,6 +144,8 @@ func (s *dgram) start(init func(pipeline.Channel) error) {
 // opened makes a channel with a socket active.
 func (s *dgram) opened() {
 	s.at = dgramOpen
+	s.look()
+	s.in = s.state.slots(dgramSlotSize(s.room))
 	s.MarkActive()
 	if s.at != dgramOpen {
 		return
@@ -149,6 +153,25 @@ func (s *dgram) opened() {
 	s.flush()
 	s.updateInterest()
 }
+
+// look finds out what comes with the datagrams of the socket.
+func (s *dgram) look() {
+	s.room = s.cfg.MaxDatagram
+	if s.unix || s.fd.fd < 0 {
+		return
+	}
+	s.fd.gro = s.cfg.GRO
+	if on, err := sys.GetOption(int(s.fd.fd), sys.UDPGRO); err == nil && on != 0 {
+		s.fd.gro = true // by Config.Control, or whose socket it was
+	}
+	s.fd.notes = s.fd.gro || s.cfg.Destination
+	if s.fd.gro {
+		s.room = max(s.room, maxCoalesced)
+	}
+}
+
+// maxCoalesced is how much the kernel hands over as one datagram at most.
+const maxCoalesced = 64 << 10
 
 // connectTo makes, by the means of by, a socket that is connected to addr. User code runs in
 // it, Config.Control.
@@ -311,7 +334,7 @@ func (s *dgram) readTurn() (nothing bool) {
 			s.starve(err)
 			break
 		}
-		n, err := s.sock.receive(s.in, want, s.cfg.MaxDatagram)
+		n, err := s.sock.receive(s.in, want, s.room)
 		if err != nil {
 			counters.EmptyReads++
 			if err != sys.ErrAgain {
@@ -350,9 +373,11 @@ func (s *dgram) deliver(n int) (messages, bytes int) {
 		case d.truncated:
 			// What is left of it is of no use, and a handler should not have to look.
 			s.Pipeline().FireError(&OpError{Op: "read", Addr: d.from(), Err: ErrTruncated})
+		case s.fd.notes:
+			messages += s.deliverNoted(i)
 		case !s.connected:
 			messages++
-			s.Pipeline().FireRead(newDatagram(s.in.message(i, s.state.alloc), d.addr, d.name))
+			s.Pipeline().FireRead(newDatagram(s.in.message(i, s.state.alloc), d.addr, d.name, netip.AddrPort{}))
 		case d.addr != s.peer:
 			// It came when the socket was bound and not yet connected.
 		default:
@@ -364,6 +389,46 @@ func (s *dgram) deliver(n int) (messages, bytes int) {
 		}
 	}
 	return messages, bytes
+}
+
+// deliverNoted passes on slot i of a socket that has notes, which may be many datagrams.
+// It returns how many messages it has made of it.
+func (s *dgram) deliverNoted(i int) (messages int) {
+	d := &s.in.slots[i]
+	s.segments = s.in.message(i, s.state.alloc)
+	for s.segments != nil {
+		b := s.segments
+		if d.segment > 0 && d.segment < b.Len() {
+			b = b.ReadSlice(d.segment)
+		} else {
+			s.segments = nil
+		}
+		switch {
+		case s.connected && d.addr != s.peer:
+			b.Release()
+		case b.Len() > s.cfg.MaxDatagram:
+			b.Release()
+			s.Pipeline().FireError(&OpError{Op: "read", Addr: d.from(), Err: ErrTruncated})
+		case s.connected:
+			messages++
+			s.Pipeline().FireRead(b)
+		default:
+			messages++
+			s.Pipeline().FireRead(newDatagram(b, d.addr, d.name, d.to))
+		}
+		if s.at != dgramOpen {
+			s.dropSegments()
+		}
+	}
+	return messages
+}
+
+// dropSegments drops the datagrams that came as one with what has been delivered last.
+func (s *dgram) dropSegments() {
+	if b := s.segments; b != nil {
+		s.segments = nil
+		b.Release()
+	}
 }
 
 // from returns the sender's address, nil if it has none.

@@ -35,6 +35,9 @@ type inDatagram struct {
 	data string
 	cut  bool
 	err  error
+
+	to      netip.AddrPort
+	segment int // it is many of this length
 }
 
 func (k *dgramScript) receive(in *dgramSlots, n, max int) (int, error) {
@@ -55,6 +58,7 @@ func (k *dgramScript) receive(in *dgramSlots, n, max int) (int, error) {
 		s := &in.slots[got]
 		s.buf.WriteString(d.data[:min(len(d.data), max)])
 		s.addr, s.name, s.truncated = netip.AddrPort{}, d.from, d.cut || len(d.data) > max
+		s.to, s.segment = d.to, d.segment
 		got++
 	}
 	if got == 0 {

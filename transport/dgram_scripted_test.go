@@ -768,8 +768,9 @@ func TestDatagramAllocations(t *testing.T) {
 // counts those that are sent.
 type reflector struct {
 	*dgramScript
-	empty bool
-	sent  *int
+	empty   bool
+	sent    *int
+	segment int
 }
 
 func (m *reflector) receive(in *dgramSlots, n, _ int) (int, error) {
@@ -780,6 +781,7 @@ func (m *reflector) receive(in *dgramSlots, n, _ int) (int, error) {
 		s := &in.slots[i]
 		s.buf.WriteString("some content")
 		s.addr, s.name, s.truncated = netip.AddrPort{}, "somebody", false
+		s.to, s.segment = netip.AddrPort{}, m.segment
 	}
 	return n, nil
 }

@@ -349,6 +349,7 @@ func (s *dgram) closeNow(reason error) {
 	}
 	for !s.dropQueue(&waiting) {
 	}
+	s.dropSegments()
 	for _, t := range []*eventloop.Timer{s.closeTimer, s.resting, s.asideTimer} {
 		if t != nil {
 			t.Stop()

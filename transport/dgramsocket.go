@@ -11,7 +11,8 @@ import (
 // put a scripted one. The errors are those of internal/sys.
 type dgramSocket interface {
 	// receive fills the first n slots of in with a datagram each, of max bytes at
-	// most, and returns how many have come.
+	// most, and returns how many have come. It need not say to whom they were sent, and
+	// whether they are many in one, if nobody has asked for it.
 	receive(in *dgramSlots, n, max int) (int, error)
 	// send sends the first n datagrams of q, at least one, and returns how many have
 	// left. An error is one of the first.
@@ -39,6 +40,10 @@ type dgramSlot struct {
 	addr      netip.AddrPort
 	name      string
 	truncated bool
+
+	// Of a socket that has notes only:
+	to      netip.AddrPort
+	segment int // the length of the datagrams that came as one, all but the last; 0 if it is one
 }
 
 const minDgramSlot = 2 << 10
@@ -114,7 +119,9 @@ type dgramParts struct {
 // fdDgramSocket is a datagram socket of the kernel.
 type fdDgramSocket struct {
 	descriptor
-	v6 bool
+	v6    bool
+	notes bool // it says more of a datagram than where it came from
+	gro   bool // a datagram may be many
 }
 
 func (s *fdDgramSocket) receive(in *dgramSlots, n, max int) (int, error) {
@@ -123,6 +130,7 @@ func (s *fdDgramSocket) receive(in *dgramSlots, n, max int) (int, error) {
 			return 0, err
 		}
 	}
+	in.batch.WantNotes(s.notes)
 	n, err := sys.Recvmmsg(int(s.fd), in.batch, n)
 	for i := range n {
 		d := &in.slots[i]
@@ -131,6 +139,13 @@ func (s *fdDgramSocket) receive(in *dgramSlots, n, max int) (int, error) {
 		d.addr = in.batch.From(i)
 		if d.name = in.batch.FromName(i, in.name); d.name != "" {
 			in.name = d.name
+		}
+		if s.notes {
+			var cut bool
+			d.to, d.segment, cut = in.batch.Notes(i)
+			if s.gro && cut && d.segment == 0 {
+				d.truncated = true // perhaps it is many, and where each ends is not known
+			}
 		}
 	}
 	return n, err

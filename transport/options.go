@@ -21,7 +21,11 @@ func (c *Config) apply(fd int, addr net.Addr) error {
 			return err
 		}
 	}
-	if _, ok := addr.(*net.TCPAddr); !ok {
+	switch addr.(type) {
+	case *net.UDPAddr:
+		return c.applyDatagrams(fd)
+	case *net.TCPAddr:
+	default:
 		return nil
 	}
 	if !c.Nagle {
@@ -45,6 +49,26 @@ func (c *Config) apply(fd int, addr net.Addr) error {
 	}
 	if c.UnsentLimit > 0 {
 		return sys.SetOption(fd, sys.TCPNotSentLowAt, c.UnsentLimit)
+	}
+	return nil
+}
+
+// applyDatagrams sets the options of a UDP socket that say what comes with a datagram.
+func (c *Config) applyDatagrams(fd int) error {
+	if c.Destination {
+		if err := sys.SetOption(fd, sys.IPOrigDst, 1); err != nil {
+			return err // also of IPv6: its socket may speak IPv4
+		}
+		v6, err := sys.IsIPv6(fd)
+		if err == nil && v6 {
+			err = sys.SetOption(fd, sys.IPv6OrigDst, 1)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.GRO {
+		return sys.SetOption(fd, sys.UDPGRO, 1)
 	}
 	return nil
 }

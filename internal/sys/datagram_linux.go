@@ -18,10 +18,16 @@ import (
 type Messages struct {
 	hdrs  []unix.Mmsghdr
 	names []unix.RawSockaddrAny
-	rooms []Iovec // to be received into
-	n     int     // to be sent
-	bytes uint64  // to be sent
+	rooms []Iovec    // to be received into
+	notes []noteRoom // for what the kernel says of those received; nil until asked for
+	noted int        // the room for it in the next call: that of notes, or none
+	n     int        // to be sent
+	bytes uint64     // to be sent
 }
+
+// noteRoom is room for the control messages of a datagram. Those that [Messages.Notes]
+// reads take 72 bytes; others that the socket was told to send along may come first.
+type noteRoom [32]uint64
 
 // NewMessages returns an empty batch that takes up to n messages.
 func NewMessages(n int) *Messages {
@@ -41,6 +47,26 @@ func (m *Messages) Lend(i int, p []byte) {
 	h.SetIovlen(1)
 }
 
+// WantNotes says whether the next calls of Recvmmsg receive what [Messages.Notes]
+// returns. Without it there is no room for control messages, and the kernel drops them,
+// with the descriptors that they carry, if a peer has sent any.
+func (m *Messages) WantNotes(on bool) {
+	if on == (m.noted > 0) {
+		return
+	}
+	if on && m.notes == nil {
+		m.notes = make([]noteRoom, len(m.hdrs))
+	}
+	m.noted = 0
+	for i := range m.hdrs {
+		h := &m.hdrs[i].Hdr
+		if h.Control = nil; on {
+			h.Control = (*byte)(unsafe.Pointer(&m.notes[i]))
+			m.noted = len(noteRoom{}) * 8
+		}
+	}
+}
+
 // Recvmmsg receives up to n messages into the memory that was lent for the first n
 // of m, and returns how many have come. Those behind are as they were. It takes what
 // waits and does not wait for more.
@@ -51,6 +77,7 @@ func Recvmmsg(fd int, m *Messages, n int) (int, error) {
 	for i := range n {
 		m.hdrs[i].Hdr.Namelen = unix.SizeofSockaddrAny
 		m.hdrs[i].Hdr.Flags = 0
+		m.hdrs[i].Hdr.SetControllen(m.noted)
 		room += uint64(m.rooms[i].Len)
 	}
 	for {
@@ -89,14 +116,20 @@ func (m *Messages) Truncated(i int) bool { return m.hdrs[i].Hdr.Flags&unix.MSG_T
 // From returns the IP address from which message i came, an IPv4 address as such;
 // zones are numbers. It is not valid for other kinds of socket.
 func (m *Messages) From(i int) netip.AddrPort {
-	rsa := &m.names[i]
-	switch {
-	case m.hdrs[i].Hdr.Namelen == 0:
-	case rsa.Addr.Family == unix.AF_INET:
-		sa := (*unix.RawSockaddrInet4)(unsafe.Pointer(rsa))
+	if m.hdrs[i].Hdr.Namelen == 0 {
+		return netip.AddrPort{}
+	}
+	return addrPort(unsafe.Pointer(&m.names[i]), unix.SizeofSockaddrAny)
+}
+
+// addrPort returns the IP address of the kernel's that is at p, in size bytes.
+func addrPort(p unsafe.Pointer, size int) netip.AddrPort {
+	switch family := *(*uint16)(p); {
+	case family == unix.AF_INET && size >= unix.SizeofSockaddrInet4:
+		sa := (*unix.RawSockaddrInet4)(p)
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), swap16(sa.Port))
-	case rsa.Addr.Family == unix.AF_INET6:
-		sa := (*unix.RawSockaddrInet6)(unsafe.Pointer(rsa))
+	case family == unix.AF_INET6 && size >= unix.SizeofSockaddrInet6:
+		sa := (*unix.RawSockaddrInet6)(p)
 		ip := netip.AddrFrom16(sa.Addr).Unmap()
 		if sa.Scope_id != 0 {
 			ip = ip.WithZone(strconv.FormatUint(uint64(sa.Scope_id), 10))
@@ -104,6 +137,38 @@ func (m *Messages) From(i int) netip.AddrPort {
 		return netip.AddrPortFrom(ip, swap16(sa.Port))
 	}
 	return netip.AddrPort{}
+}
+
+// Notes returns what the kernel says of message i, if the socket was told to have it
+// said and there was room for it (WantNotes): to which IP address it was sent (IPOrigDst,
+// IPv6OrigDst), and how long the datagrams are of which the message consists, all but
+// the last, if there are several (UDPGRO). cut says that there was more than there was
+// room for, so that what is missing may be so for want of it.
+func (m *Messages) Notes(i int) (to netip.AddrPort, segment int, cut bool) {
+	h := &m.hdrs[i].Hdr
+	at, left := unsafe.Pointer(&m.notes[i]), int(h.Controllen)
+	for left >= unix.SizeofCmsghdr {
+		c := (*unix.Cmsghdr)(at)
+		head, size := unix.CmsgLen(0), int(c.Len)
+		if size < head || size > left {
+			break
+		}
+		data := unsafe.Add(at, head)
+		size -= head
+		switch {
+		case c.Level == unix.IPPROTO_IP && c.Type == unix.IP_ORIGDSTADDR && size >= unix.SizeofSockaddrInet4,
+			c.Level == unix.IPPROTO_IPV6 && c.Type == unix.IPV6_ORIGDSTADDR && size >= unix.SizeofSockaddrInet4:
+			to = addrPort(data, size)
+		case c.Level == unix.IPPROTO_UDP && c.Type == unix.UDP_GRO && size >= 4:
+			segment = int(*(*int32)(data))
+		}
+		next := unix.CmsgSpace(size)
+		if next >= left {
+			break
+		}
+		at, left = unsafe.Add(at, next), left-next
+	}
+	return to, segment, h.Flags&unix.MSG_CTRUNC != 0
 }
 
 // FromName returns the name of the Unix socket from which message i came, empty if

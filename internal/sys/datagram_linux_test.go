@@ -203,3 +203,61 @@ func TestDropErrors(t *testing.T) {
 		t.Errorf("ready for %#x, want only for writing", got)
 	}
 }
+
+// The kernel says of a datagram what was asked for, also behind other things that a
+// socket was told to send along; where nobody asks it says nothing.
+func TestNotes(t *testing.T) {
+	for _, name := range []string{"udp4", "udp6"} {
+		t.Run(name, func(t *testing.T) {
+			from, _ := datagramSocket(t, datagramAddrs(t, "from")[name])
+			to, toAddr := datagramSocket(t, datagramAddrs(t, "to")[name])
+			want := toAddr.(*net.UDPAddr).AddrPort()
+			for _, o := range []Option{{unix.SOL_SOCKET, unix.SO_TIMESTAMP}, {unix.SOL_SOCKET, unix.SO_RXQ_OVFL}, IPOrigDst} {
+				check(t, SetOption(to, o, 1))
+			}
+			if name == "udp6" {
+				check(t, SetOption(to, Option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}, 1))
+				check(t, SetOption(to, IPv6OrigDst, 1))
+			}
+			check(t, SetOption(to, UDPGRO, 1))
+			in, out := NewMessages(2), NewMessages(3)
+			for _, tt := range []struct {
+				on      bool
+				segment int
+			}{{true, 0}, {false, 0}, {true, 4}, {false, 4}, {true, 0}} {
+				check(t, SetOption(from, Option{unix.IPPROTO_UDP, unix.UDP_SEGMENT}, tt.segment))
+				out.Reset()
+				addTo(t, out, toAddr, "0123456789")
+				addTo(t, out, toAddr, "01")
+				if n, err := Sendmmsg(from, out, false); n != 2 || err != nil {
+					t.Fatalf("got %d, %v, want 2", n, err)
+				}
+				in.WantNotes(tt.on)
+				for i := range 2 {
+					in.Lend(i, make([]byte, 16))
+				}
+				if n, err := Recvmmsg(to, in, 2); n != 2 || err != nil {
+					t.Fatalf("got %d, %v, want 2", n, err)
+				}
+				for i, length := range []int{10, 2} {
+					if _, n := in.Take(i); n != length {
+						t.Errorf("message %d: got %d bytes, want %d", i, n, length)
+					}
+					if !tt.on {
+						if in.hdrs[i].Hdr.Controllen != 0 {
+							t.Errorf("got %d bytes of what nobody has asked for", in.hdrs[i].Hdr.Controllen)
+						}
+						continue
+					}
+					segment := tt.segment
+					if i == 1 {
+						segment = 0 // shorter than one
+					}
+					if at, n, cut := in.Notes(i); at != want || n != segment || cut {
+						t.Errorf("message %d: got %v, %d, %v; want %v, %d and nothing cut", i, at, n, cut, want, segment)
+					}
+				}
+			}
+		})
+	}
+}

@@ -28,6 +28,9 @@ var (
 	IPFreeBind         = Option{unix.IPPROTO_IP, unix.IP_FREEBIND}
 	IPTransparent      = Option{unix.IPPROTO_IP, unix.IP_TRANSPARENT}
 	IPBindNoPort       = Option{unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT}
+	IPOrigDst          = Option{unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR}
+	IPv6OrigDst        = Option{unix.IPPROTO_IPV6, unix.IPV6_RECVORIGDSTADDR}
+	UDPGRO             = Option{unix.IPPROTO_UDP, unix.UDP_GRO}
 	IPv6TClass         = Option{unix.IPPROTO_IPV6, unix.IPV6_TCLASS}
 	IPv6V6Only         = Option{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}
 	SocketKeepAlive    = Option{unix.SOL_SOCKET, unix.SO_KEEPALIVE}

@@ -11,7 +11,7 @@ type Option struct{ Level, Name int }
 var (
 	TCPNoDelay, TCPCork, TCPQuickAck, TCPKeepIdle, TCPKeepInterval, TCPKeepCount,
 	TCPUserTimeout, TCPNotSentLowAt, TCPDeferAccept, TCPFastOpen, TCPFastOpenConnect,
-	IPTOS, IPFreeBind, IPTransparent, IPBindNoPort, IPv6TClass, IPv6V6Only,
+	IPTOS, IPFreeBind, IPTransparent, IPBindNoPort, IPOrigDst, IPv6OrigDst, UDPGRO, IPv6TClass, IPv6V6Only,
 	SocketKeepAlive, SocketSendBuffer, SocketRecvBuffer, SocketBroadcast, SocketReuseAddr, SocketReusePort,
 	SocketPriority, SocketMark, SocketBusyPoll, SocketIncomingCPU, SocketIncomingNAPI Option
 )

@@ -120,6 +120,8 @@ func (m *Messages) Take(i int) (unsafe.Pointer, int)                      { retu
 func (m *Messages) Truncated(i int) bool                                  { return false }
 func (m *Messages) From(i int) netip.AddrPort                             { return netip.AddrPort{} }
 func (m *Messages) FromName(i int, known string) string                   { return "" }
+func (m *Messages) WantNotes(on bool)                                     {}
+func (m *Messages) Notes(i int) (netip.AddrPort, int, bool)               { return netip.AddrPort{}, 0, false }
 func (m *Messages) Reset()                                                {}
 func (m *Messages) Add(parts []Iovec)                                     {}
 func (m *Messages) AddTo(parts []Iovec, to netip.AddrPort, v6 bool) error { return errUnsupported }

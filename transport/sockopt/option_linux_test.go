@@ -535,3 +535,36 @@ func TestDatagrams(t *testing.T) {
 		t.Errorf("after the end: got %v, want ErrClosed", err)
 	}
 }
+
+// An option that is in no list: the kernel cuts what a channel writes into datagrams.
+func TestSegments(t *testing.T) {
+	lengths := make(chan int, 10)
+	srv := transport.Server{Config: transport.Config{GRO: true}, Init: func(ch pipeline.Channel) error {
+		return ch.Pipeline().Add(pipeline.On(func(_ *pipeline.Context, d *transport.Datagram) error {
+			lengths <- d.Content.Len()
+			d.Release()
+			return nil
+		}))
+	}}
+	l, err := srv.Listen(context.Background(), "udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Shutdown(context.Background())
+	ch, err := new(transport.Dialer).Dial(context.Background(), "udp4", l.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	if err := sockopt.Int("UDP_SEGMENT", 17, 103).Set(ch, 300); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Send(context.Background(), strings.Repeat("x", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{300, 300, 300, 100} {
+		if got := await(t, lengths, "a datagram"); got != want {
+			t.Errorf("got a datagram of %d bytes, want %d", got, want)
+		}
+	}
+}
