@@ -117,7 +117,8 @@ type ReadRequestHandler interface {
 }
 
 // ConnectHandler takes part in connecting; it goes on with
-// [Context.ForwardConnect]. Netty: connect.
+// [Context.ForwardConnect]. A channel of datagrams may be connected while it is active;
+// remote is nil then to take that back. Netty: connect, disconnect.
 type ConnectHandler interface {
 	HandleConnect(c *Context, remote, local net.Addr, p *eventloop.Promise) error
 }

@@ -17,6 +17,9 @@ func (b *addrBox) store(a net.Addr) {
 	}
 }
 
+// clear makes b hold none.
+func (b *addrBox) clear() { b.p.Store(nil) }
+
 // share makes b hold what o holds now, without a copy.
 func (b *addrBox) share(o *addrBox) { b.p.Store(o.p.Load()) }
 

@@ -54,9 +54,10 @@ type dgram struct {
 	room      int         // the longest that a call receives, which may be many
 	connected bool
 	unix      bool
-	file      *socketFile    // bound to: what is to be removed at the end; nil if there is none
-	peer      netip.AddrPort // of a connected UDP socket
-	dialed    func(error)    // to be called when a dialed channel is active
+	file      *socketFile // bound to: what is to be removed at the end; nil if there is none
+	peer      dgramPeer   // if connected
+	change    *peerChange // the last in the queue; nil if there is none
+	dialed    func(error) // to be called when a dialed channel is active
 
 	flushTo    uint64 // number of datagrams that may leave
 	closeGone  uint64 // out.gone when closeTimer was last armed
@@ -216,10 +217,7 @@ func (s *dgram) connectTo(by connector, addr, local net.Addr) error {
 // connectedTo takes note of the peer of a socket that is connected.
 func (s *dgram) connectedTo(remote net.Addr) {
 	s.remote.store(remote)
-	if udp, ok := remote.(*net.UDPAddr); ok {
-		ap := udp.AddrPort()
-		s.peer = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
+	s.peer = peerOf(remote)
 }
 
 // HandleIO implements eventloop.IOHandle.
@@ -375,11 +373,10 @@ func (s *dgram) deliver(n int) (messages, bytes int) {
 			s.Pipeline().FireError(&OpError{Op: "read", Addr: d.from(), Err: ErrTruncated})
 		case s.fd.notes:
 			messages += s.deliverNoted(i)
+		case s.foreign(d):
 		case !s.connected:
 			messages++
 			s.Pipeline().FireRead(newDatagram(s.in.message(i, s.state.alloc), d.addr, d.name, netip.AddrPort{}))
-		case d.addr != s.peer:
-			// It came when the socket was bound and not yet connected.
 		default:
 			messages++
 			s.Pipeline().FireRead(s.in.message(i, s.state.alloc))
@@ -404,7 +401,7 @@ func (s *dgram) deliverNoted(i int) (messages int) {
 			s.segments = nil
 		}
 		switch {
-		case s.connected && d.addr != s.peer:
+		case s.foreign(d):
 			b.Release()
 		case b.Len() > s.cfg.MaxDatagram:
 			b.Release()
@@ -517,7 +514,11 @@ type dgramCore dgram
 func (c *dgramCore) DoConnect(remote, local net.Addr, p *eventloop.Promise) {
 	s := (*dgram)(c)
 	if s.at != dgramNew || s.fd.fd >= 0 {
-		p.Complete(&OpError{Op: "connect", Addr: remote, Err: errConnected})
+		s.changePeer(remote, p)
+		return
+	}
+	if remote == nil {
+		s.changeFailed(p, nil, syscall.ENOTCONN) // it is still to be dialed
 		return
 	}
 	var failure error

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,6 +29,10 @@ type dgramScript struct {
 	receives int
 	pending  error
 	closes   int
+
+	peer   net.Addr
+	refuse error // of connects
+	lost   error // of disconnects
 }
 
 type inDatagram struct {
@@ -98,6 +103,23 @@ func (k *dgramScript) socketError() error {
 	k.pending = nil
 	return err
 }
+
+func (k *dgramScript) connect(peer net.Addr) error {
+	k.out = append(k.out, "connect "+peer.String())
+	if k.refuse != nil {
+		return k.refuse
+	}
+	k.peer = peer
+	return nil
+}
+
+func (k *dgramScript) disconnect() error {
+	k.out = append(k.out, "disconnect")
+	k.peer = nil
+	return k.lost
+}
+
+func (k *dgramScript) addresses(bool) (local, remote net.Addr) { return nil, k.peer }
 
 func (k *dgramScript) close() { k.closes++ }
 

@@ -113,7 +113,7 @@ func TestDatagramFailsAlone(t *testing.T) {
 func TestRefusalOfEarlierDatagram(t *testing.T) {
 	refused := takeStep{err: os.NewSyscallError("sendmmsg", syscall.ECONNREFUSED)}
 	r := newDgramRig(t, rigConfig{dialed: true})
-	r.peer = netip.MustParseAddrPort("192.0.2.1:9")
+	r.peer.addr = netip.MustParseAddrPort("192.0.2.1:9")
 	r.k.take = []takeStep{refused, {n: 1}, refused, refused}
 	var results []error
 	r.do(func() {

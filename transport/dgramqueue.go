@@ -32,6 +32,7 @@ type outDatagram struct {
 	addr   netip.AddrPort
 	name   string
 	p      *eventloop.Promise
+	change *peerChange // instead of a datagram, which has its place in the order
 	charge int64
 	aside  bool // it has been set aside once, and has not left
 }
@@ -41,10 +42,20 @@ func (q *dgramQueue) pending() int64 { return q.charge - q.aside.charge }
 
 func (q *dgramQueue) empty() bool { return q.entries.n == 0 && q.aside.entries.n == 0 }
 
+// held reports whether the first is a change of the peer that has to wait for what is
+// aside.
+func (q *dgramQueue) held() bool {
+	first := q.entries.first()
+	return first != nil && first.change != nil && q.aside.entries.n > 0
+}
+
 // add queues e, whose Buf it takes over.
 func (q *dgramQueue) add(e outDatagram) {
-	e.charge = entryCharge + int64(e.buf.Pinned())
-	if last := q.entries.last(); last != nil && last.buf.Parts() == 1 && last.buf.SharesMemory(e.buf) {
+	e.charge = entryCharge
+	if e.change == nil {
+		e.charge += int64(e.buf.Pinned())
+	}
+	if last := q.entries.last(); last != nil && last.change == nil && e.change == nil && last.buf.Parts() == 1 && last.buf.SharesMemory(e.buf) {
 		// Slices of one block that follow each other are charged for it once.
 		q.charge -= last.charge - entryCharge
 		if last.aside {
@@ -58,13 +69,16 @@ func (q *dgramQueue) add(e outDatagram) {
 }
 
 // batch returns how many datagrams the next call is to send, of those before
-// position limit: at least one, and none after the first that has to wait behind what is
-// aside.
+// position limit: at least one, none after the first that has to wait behind what is
+// aside, and none behind a change of the peer.
 func (q *dgramQueue) batch(limit uint64) (n int) {
 	n = int(min(limit-q.gone, dgramBatch))
 	bytes := 0
 	for i := range n {
 		e := q.entries.at(i)
+		if e.change != nil {
+			return i
+		}
 		if bytes += e.buf.Len(); i > 0 && (bytes > sys.MaxRaw || q.aside.holds(e.name)) {
 			return i
 		}

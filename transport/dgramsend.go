@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -22,7 +23,7 @@ const (
 
 var (
 	errNoAddress  = fmt.Errorf("%w: the channel is not connected, only a Datagram with an address can be sent", ErrUnsupportedMessage)
-	errAddressed  = fmt.Errorf("%w: the channel is connected, a Datagram cannot have an address", ErrUnsupportedMessage)
+	errAddressed  = fmt.Errorf("%w: the channel is connected, a Datagram cannot have another address than its peer's", ErrUnsupportedMessage)
 	errNoHalfOpen = fmt.Errorf("a datagram channel has no sending side to close: %w", errors.ErrUnsupported)
 )
 
@@ -44,7 +45,7 @@ func (s *dgram) flush() {
 		calls++
 		budget -= s.sendBatch()
 		s.completeDue()
-		if s.waiting() || s.at == dgramClosed {
+		if s.waiting() || s.out.held() || s.at == dgramClosed {
 			break
 		}
 	}
@@ -70,7 +71,7 @@ func (s *dgram) flushed() {
 		s.closeNow(s.reason)
 		return
 	}
-	if s.out.gone < s.flushTo && !s.waiting() && (s.at == dgramOpen || s.at == dgramClosing) {
+	if s.out.gone < s.flushTo && !s.waiting() && !s.out.held() && (s.at == dgramOpen || s.at == dgramClosing) {
 		s.flushAgain()
 	}
 }
@@ -97,6 +98,12 @@ func (t *dgramFlush) Run() {
 
 // sendBatch sends what is first in the queue, and returns how many bytes have left.
 func (s *dgram) sendBatch() int {
+	if s.out.entries.first().change != nil {
+		if !s.out.held() {
+			s.changeNow()
+		}
+		return 0
+	}
 	if s.out.aside.holds(s.out.entries.first().name) {
 		s.receiverFull()
 		return 0
@@ -135,7 +142,7 @@ func (s *dgram) sendFailed(err error) {
 		// So is any socket whose device has no room.
 		s.takeRest()
 		return
-	case !s.again && s.peer.IsValid() && errors.Is(err, syscall.ECONNREFUSED):
+	case !s.again && s.peer.addr.IsValid() && errors.Is(err, syscall.ECONNREFUSED):
 		// That was the answer to an earlier datagram, and has kept this one back.
 		s.again = true
 		s.Pipeline().FireError(&OpError{Op: "write", Addr: s.remote.load(), Err: err})
@@ -274,14 +281,18 @@ func (s *dgram) outgoing(msg any) (e outDatagram, err error) {
 // checkAddress says whether e has an address if, and only if, the channel needs one.
 func (s *dgram) checkAddress(e *outDatagram) error {
 	addressed := e.addr.IsValid() || e.name != ""
+	peer, connected := s.peerAtEnd()
 	switch {
 	case s.at == dgramNew && s.fd.fd < 0: // it is still to be connected
 		if addressed {
 			return errAddressed
 		}
-	case s.connected && addressed:
-		return errAddressed
-	case !s.connected && (s.unix && (e.name == "" || e.addr.IsValid()) || !s.unix && (e.name != "" || !e.addr.IsValid())):
+	case connected && addressed:
+		if (dgramPeer{unmapped(e.addr), e.name}) != peer {
+			return errAddressed
+		}
+		e.addr, e.name = netip.AddrPort{}, ""
+	case !connected && (s.unix && (e.name == "" || e.addr.IsValid()) || !s.unix && (e.name != "" || !e.addr.IsValid())):
 		return errNoAddress
 	}
 	return nil
@@ -389,7 +400,9 @@ func (s *dgram) dropQueue(waiting *[]*eventloop.Promise) (done bool) {
 		if e.p != nil {
 			*waiting = append(*waiting, e.p)
 		}
-		e.buf.Release()
+		if e.change == nil {
+			e.buf.Release()
+		}
 	}
 	s.out.idle()
 	return true

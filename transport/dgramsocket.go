@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"net"
 	"net/netip"
 
 	"github.com/runnel-io/runnel/buffer"
@@ -17,6 +18,12 @@ type dgramSocket interface {
 	// send sends the first n datagrams of q, at least one, and returns how many have
 	// left. An error is one of the first.
 	send(q *dgramQueue, n int, out *dgramParts) (int, error)
+	// connect has the socket, which is not connected, exchange datagrams with peer only.
+	connect(peer net.Addr) error
+	// disconnect takes that back. The port stays; an error means that it may be lost.
+	disconnect() error
+	// addresses returns the local and the remote address, nil where there is none.
+	addresses(unix bool) (local, remote net.Addr)
 	// socketError takes the pending error, or what else makes the socket report one.
 	socketError() error
 	close()
@@ -184,6 +191,43 @@ func (s *fdDgramSocket) address(e *outDatagram, parts []sys.Iovec, batch *sys.Me
 	}
 	batch.Add(parts)
 	return nil
+}
+
+func (s *fdDgramSocket) connect(peer net.Addr) error { return sys.Connect(int(s.fd), peer) }
+
+func (s *fdDgramSocket) disconnect() error {
+	fd := int(s.fd)
+	before, err := sys.LocalAddr(fd, "udp")
+	if err != nil {
+		return err
+	}
+	if err := sys.Unconnect(fd); err != nil {
+		return err
+	}
+	was, ok := before.(*net.UDPAddr)
+	if !ok {
+		return nil
+	}
+	after, err := sys.LocalAddr(fd, "udp")
+	if err != nil {
+		return err
+	}
+	if now := after.(*net.UDPAddr); now.Port != was.Port {
+		// The kernel has taken back the port, which it had chosen itself.
+		now.Port = was.Port
+		return sys.Bind(fd, now)
+	}
+	return nil
+}
+
+func (s *fdDgramSocket) addresses(unix bool) (local, remote net.Addr) {
+	network := "udp"
+	if unix {
+		network = "unixgram"
+	}
+	local, _ = sys.LocalAddr(int(s.fd), network)
+	remote, _ = sys.RemoteAddr(int(s.fd), network)
+	return local, remote
 }
 
 func (s *fdDgramSocket) socketError() error {

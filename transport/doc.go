@@ -16,7 +16,7 @@
 //
 // Datagrams keep their bounds: a message is one datagram. On a channel that is bound,
 // by Server.Listen, it is a [*Datagram], which has the address of its peer; on one that
-// is connected, by Dialer.Dial, it is as above, without file regions.
+// is connected, by Dialer.Dial or by [Connect], it is as above, without file regions.
 //
 // The network "local" stays in the process: a Server and a Dialer meet by a name, or
 // [LocalPair] makes both ends. Messages of any type are handed to the other end as they

@@ -129,7 +129,8 @@ func (s *Server) ListenAndServe(ctx context.Context, network, addr string) error
 // returns its channel, whose handlers Init adds and whose messages are *Datagram, in
 // both directions: each has the address of its peer. Such a channel sends to whom it
 // wants and needs nobody to have sent to it before; ListenerInit and Backlog are not
-// used, MaxConns does not count it. Netty: a DatagramChannel and Bootstrap.bind.
+// used, MaxConns does not count it. [Connect] gives it one peer, for a time. Netty: a
+// DatagramChannel and Bootstrap.bind.
 func (s *Server) Listen(ctx context.Context, network, addr string) (pipeline.Channel, error) {
 	if eventloop.WouldDeadlock() {
 		return nil, eventloop.ErrWouldDeadlock

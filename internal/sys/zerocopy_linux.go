@@ -123,16 +123,21 @@ func confirmationIn(control []byte) Confirmation {
 // AF_UNSPEC, tcp_disconnect in the kernel's words). Sockets that cannot do that are shut
 // in both directions.
 func Disconnect(fd int) error {
+	if Unconnect(fd) == nil {
+		return nil
+	}
+	return failed("shutdown", unix.Shutdown(fd, unix.SHUT_RDWR))
+}
+
+// Unconnect takes a connect back, where the socket can: one of datagrams exchanges them
+// with everybody then, and loses its port if the kernel has chosen that.
+func Unconnect(fd int) error {
 	sa := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	err := retry(func() error {
+	return failed("connect", retry(func() error {
 		// Not raw: another thread may be in a call on the socket.
 		if _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4); e != 0 {
 			return e
 		}
 		return nil
-	})
-	if err == nil {
-		return nil
-	}
-	return failed("shutdown", unix.Shutdown(fd, unix.SHUT_RDWR))
+	}))
 }

@@ -8,3 +8,4 @@ func EnableZeroCopy(fd int) error                                      { return 
 func SendZeroCopy(fd int, parts []Iovec, slow, more bool) (int, error) { return 0, errUnsupported }
 func ReadConfirmation(fd int) (Confirmation, error)                    { return Confirmation{}, errUnsupported }
 func Disconnect(fd int) error                                          { return errUnsupported }
+func Unconnect(fd int) error                                           { return errUnsupported }
