@@ -397,6 +397,8 @@ func (f *fileSocket) socketError() error {
 // unfinished is false: what was written stays in a pipe when this end closes.
 func (f *fileSocket) unfinished() bool { return false }
 
+func (f *fileSocket) unread() int { return f.fd.unread() }
+
 // shutdownWrite has nothing to tell: the other end sees the close.
 func (f *fileSocket) shutdownWrite() error { return nil }
 

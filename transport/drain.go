@@ -81,18 +81,63 @@ type drainTask stream
 func (t *drainTask) Run() {
 	s := (*stream)(t)
 	s.Pipeline().FireEvent(Draining{})
-	if s.at == streamOpen && s.reading() {
-		// What has come by now is answered.
+	// What has come by now is answered, also by a channel that is not reading for the
+	// moment because it has too much to send, and what is too much for one turn.
+	if s.listening() {
+		if n := s.sock.unread(); n > 0 {
+			s.needRare().unheard = n
+		}
+	}
+	if s.reading() {
 		s.HandleIO(eventloop.EventRead)
 	}
-	if s.at == streamOpen && !s.recv.heard() && s.reading() {
+	switch {
+	case !s.listening():
+	case !s.recv.heard() && s.reading():
 		s.needRare().grace = s.Loop().Schedule(drainGrace, s.graceOver)
+		return
+	case s.rare != nil && s.rare.unheard > 0:
+		s.waitForUnheard()
 		return
 	}
 	s.CloseIdle()
 }
 
-// graceOver goes on with a drain that has waited for the first words of a peer.
+// listening reports whether the channel reads on its own, now or when it can.
+func (s *stream) listening() bool {
+	return s.at == streamOpen && s.wantRead && !s.inputShut && !s.relayed && !s.receiving()
+}
+
+// waitForUnheard has a drain wait for what the peer had sent when it began: as long as the
+// channel makes progress, in whatever direction, as a close does.
+func (s *stream) waitForUnheard() {
+	r := s.rare
+	r.closeSent = s.out.sent
+	r.grace = s.Loop().Schedule(s.cfg.CloseTimeout, func() {
+		if s.at == streamOpen && s.listening() && s.out.sent != r.closeSent {
+			s.waitForUnheard()
+		} else {
+			s.graceOver()
+		}
+	})
+}
+
+// heardInDrain takes note that n bytes have been read. A drain that waits for the peer
+// goes on when it has heard what it has waited for.
+func (s *stream) heardInDrain(n int) {
+	r := s.rare
+	r.unheard = max(0, r.unheard-n)
+	switch {
+	case r.grace == nil: // it has not begun, or not to wait
+	case r.unheard > 0 && s.listening():
+		r.grace.Stop()
+		s.waitForUnheard()
+	default:
+		s.graceOver()
+	}
+}
+
+// graceOver goes on with a drain that has waited for the peer.
 func (s *stream) graceOver() {
 	if r := s.rare; r != nil && r.grace != nil {
 		r.grace.Stop()

@@ -5,11 +5,16 @@ package transport
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
+	"github.com/runnel-io/runnel/internal/sys"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -166,5 +171,115 @@ func TestDrainServesWhoComesMeanwhile(t *testing.T) {
 	case <-r.srv.empty:
 	default:
 		t.Error("the drain is not over when all is gone")
+	}
+}
+
+// What had come before the drain is answered also by a channel that was not reading,
+// because its peer had not taken the answers so far; what comes later is not read.
+func TestDrainOfUnwritableChannel(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{HighWater: 1000}}, echo())
+	first, second := letters(2000), letters(3000)
+	r.k.take = []takeStep{{err: sys.ErrAgain}}
+	r.readable(readStep{data: first})
+	if r.Writable() || r.reading() {
+		t.Fatal("the channel is writable, or reads all the same")
+	}
+	r.k.in = []readStep{{data: second}}
+	r.log = nil
+	r.drain()
+	if !r.Open() {
+		t.Fatal("closed with something unread")
+	}
+	r.k.in = append(r.k.in, readStep{err: sys.ErrAgain}, readStep{data: "too late"})
+	r.ready(eventloop.EventWrite)
+	r.ready(eventloop.EventRead)
+	r.m.RunUntilIdle()
+	r.wantOut(first + second)
+	if r.Open() {
+		t.Error("still open")
+	}
+	r.wantLog("event transport.Draining", "writable true", "complete", "inactive", "unregistered")
+}
+
+// It waits for it as long as the peer takes something, and no longer.
+func TestDrainOfChannelWhosePeerTakesNothing(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{HighWater: 1000}}, echo())
+	r.k.take = []takeStep{{err: sys.ErrAgain}}
+	r.readable(readStep{data: letters(5000)})
+	r.k.in = []readStep{{data: "unread"}}
+	r.drain()
+	for range 5 {
+		r.m.Advance(defaultCloseTimeout - 1)
+		r.k.take = []takeStep{{n: 1}, {err: sys.ErrAgain}}
+		r.ready(eventloop.EventWrite)
+		r.m.Advance(1)
+		if !r.Open() {
+			t.Fatal("closed while its peer was taking what it sends")
+		}
+	}
+	r.m.Advance(defaultCloseTimeout)
+	if r.at != streamClosing {
+		t.Errorf("after a time without progress it is at %v, want it closing", r.at)
+	}
+	r.m.Advance(defaultCloseTimeout)
+	r.m.RunUntilIdle()
+	if !errors.Is(r.CloseReason(), ErrCloseTimeout) {
+		t.Errorf("close reason: got %v, want ErrCloseTimeout", r.CloseReason())
+	}
+}
+
+// What had come and is more than a turn reads is read in the next.
+func TestDrainOfChannelWithMuchUnread(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{ReadWhileUnwritable: true}}, pipeline.On(func(c *pipeline.Context, b *buffer.Buf) error {
+		c.Write(fmt.Sprint(b.Len(), " "))
+		b.Release()
+		return nil
+	}))
+	for range 3 * maxReadsPerTurn {
+		r.k.in = append(r.k.in, readStep{data: letters(recvSizes[0])})
+	}
+	r.drain()
+	for range 3 * maxReadsPerTurn {
+		if !r.Open() {
+			break
+		}
+		r.ready(eventloop.EventRead)
+	}
+	n := 0
+	for s := range strings.FieldsSeq(r.k.out.String()) {
+		i, _ := strconv.Atoi(s)
+		n += i
+	}
+	if all := 3 * maxReadsPerTurn * recvSizes[0]; n != all || r.Open() {
+		t.Errorf("got %d bytes read, open %v; want %d and false", n, r.Open(), all)
+	}
+}
+
+// A handler that stops reading in the middle is not waited for.
+func TestDrainOfChannelThatStopsReading(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{HighWater: 1000}}, echo())
+	r.k.take = []takeStep{{err: sys.ErrAgain}}
+	r.readable(readStep{data: letters(2000)})
+	r.k.in = []readStep{{data: "unread"}}
+	r.do(func() { r.SetAutoRead(false) })
+	r.drain()
+	if r.at != streamClosing {
+		t.Errorf("it is at %v, want it closing", r.at)
+	}
+	r.ready(eventloop.EventWrite)
+	r.wantOut(letters(2000))
+}
+
+// A peer whose stream ends in a drain has said everything, also when the channel stays open.
+func TestDrainEndsWithInput(t *testing.T) {
+	r := newRig(t, rigConfig{Config: Config{HalfClose: true}}, echo())
+	r.drain()
+	if !r.Open() {
+		t.Fatal("closed before the peer has had its time")
+	}
+	r.readable(readStep{eof: true})
+	r.m.RunUntilIdle()
+	if r.Open() {
+		t.Error("still open after the end of the input")
 	}
 }

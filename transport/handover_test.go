@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/runnel-io/runnel/buffer"
 	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
@@ -222,6 +223,141 @@ func TestHandOver(t *testing.T) {
 					t.Errorf("the socket's file is gone: %v", err)
 				}
 			}
+		})
+	}
+}
+
+// Connections that stay open have requests under way when the first process is told to
+// end: one that its handler is at work on, one whose answer is too long to have left, one
+// that has been sent and not been read, since its peer does not take the answers before.
+// Each gets its whole answer, then the end; meanwhile nobody is refused and nobody lost.
+func TestHandOverWithRequestsUnderWay(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			long := letters(8 << 20)
+			working := make(chan pipeline.Channel, 1)
+			draining := make(chan pipeline.Channel, 1000)
+			srv := &Server{Config: Config{HighWater: 32 << 10}, Init: with(
+				pipeline.On(func(c *pipeline.Context, b *buffer.Buf) error {
+					defer b.Release()
+					switch b.ReadString(b.Len()) {
+					case "work":
+						c.Channel().Begin()
+						working <- c.Channel()
+					case "long":
+						c.Write(long)
+					default:
+						c.Write("first")
+					}
+					return nil
+				}),
+				pipeline.OnEvent(func(c *pipeline.Context, _ Draining) error { draining <- c.Channel(); return nil }),
+			)}
+			l, err := srv.Listen(context.Background(), network, anyAddr(t, network))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := l.LocalAddr()
+			dial := func() net.Conn {
+				nc, err := net.DialTimeout(a.Network(), a.String(), patience)
+				if err != nil {
+					t.Errorf("refused: %v", err)
+					return nil
+				}
+				nc.SetDeadline(time.Now().Add(patience))
+				return nc
+			}
+			say := func(nc net.Conn, text string) {
+				if _, err := nc.Write([]byte(text)); err != nil {
+					t.Errorf("not sent: %v", err)
+				}
+			}
+			hear := func(nc net.Conn, n int) string {
+				b := make([]byte, n)
+				got, err := io.ReadFull(nc, b)
+				if err != nil {
+					t.Errorf("lost: got %d bytes, %v; want %d", got, err, n)
+				}
+				return string(b[:got])
+			}
+			var stay [3]net.Conn
+			for i := range stay {
+				nc := dial()
+				if nc == nil {
+					return
+				}
+				defer nc.Close()
+				for range 3 {
+					say(nc, "hello")
+					hear(nc, len("first"))
+				}
+				stay[i] = nc
+			}
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					for !t.Failed() {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if nc := dial(); nc != nil {
+							// One of the successor's says the same thing unasked, and ends.
+							_, _ = nc.Write([]byte("hello"))
+							b := make([]byte, len("first"))
+							if _, err := io.ReadFull(nc, b); err != nil || string(b) != "first" && string(b) != "succe" {
+								t.Errorf("lost: got %q, %v", b, err)
+							}
+							nc.Close()
+						}
+					}
+				})
+			}
+			defer wg.Wait()
+			stopAll := sync.OnceFunc(func() { close(stop) })
+			defer stopAll()
+
+			_, end := succeed(t, srv)
+			defer end()
+			say(stay[0], "work")
+			worker := await(t, working, "the request")
+			say(stay[1], "long")
+			hear(stay[1], 1)
+			say(stay[2], "long")
+			hear(stay[2], 1) // it is not writable by now, and does not read the next
+			say(stay[2], "hello")
+			down := make(chan error, 1)
+			go func() { down <- srv.Shutdown(context.Background()) }()
+			for await(t, draining, "the drain") != worker {
+			}
+			select {
+			case err := <-down:
+				t.Fatalf("Shutdown: got %v with requests under way", err)
+			default:
+			}
+			worker.Write("worked")
+			worker.End()
+			for i, want := range []string{"worked", long[1:], long[1:] + "first"} {
+				got, err := io.ReadAll(stay[i])
+				if err != nil || string(got) != want {
+					t.Errorf("connection %d: got %d bytes, %v; want %d, and the end", i, len(got), err, len(want))
+				}
+				stay[i].Close()
+			}
+			if err := await(t, down, "the end of the first"); err != nil {
+				t.Errorf("Shutdown: got %v", err)
+			}
+			for range 20 {
+				if nc := dial(); nc != nil {
+					if got := hear(nc, len("successor")); got != "successor" {
+						t.Errorf("after the end of the first: got %q", got)
+					}
+					nc.Close()
+				}
+			}
+			stopAll()
 		})
 	}
 }

@@ -55,7 +55,8 @@ type localChannel struct {
 	reason     error              // of the close that waits for the queue
 	closeTimer *eventloop.Timer
 	closeMoved uint64           // moved when closeTimer was last armed
-	grace      *eventloop.Timer // of a drain, see drainGrace
+	grace      *eventloop.Timer // of a drain that waits for what the peer has to say
+	unheard    int              // messages that it had sent when that began and that have not been read
 
 	at         streamState
 	started    bool
@@ -238,6 +239,7 @@ func (s *localChannel) readTurn() {
 		}
 		total += p.charge
 		s.heard = true
+		s.unheard = max(0, s.unheard-1)
 		s.Pipeline().FireRead(p.msg)
 		if s.at != streamOpen || reads == most || total >= maxBytesPerTurn || !s.AutoRead() || s.paused {
 			break
@@ -248,8 +250,11 @@ func (s *localChannel) readTurn() {
 	case s.at != streamOpen:
 	case eof:
 		s.inputEnded()
+		if s.at == streamOpen {
+			s.graceOver()
+		}
 	default:
-		s.graceOver()
+		s.heardInDrain()
 	}
 }
 
@@ -261,18 +266,53 @@ func (t *localDrain) Run() {
 	defer s.contain()
 	s.entered = true
 	s.Pipeline().FireEvent(Draining{})
-	if s.reading() {
-		s.readTurn() // what has come by now is answered
+	// As drainTask: what has come by now is answered, sooner or later.
+	if s.listening() {
+		s.unheard = s.in.unread()
 	}
-	if s.reading() && !s.heard {
+	if s.reading() {
+		s.readTurn()
+	}
+	switch {
+	case s.reading() && !s.heard:
 		s.grace = s.Loop().Schedule(drainGrace, s.graceOver)
-	} else {
+	case s.listening() && s.unheard > 0:
+		s.waitForUnheard()
+	default:
 		s.CloseIdle()
 	}
 	s.entered = false
 }
 
-// graceOver goes on with a drain that has waited for the first words of a peer.
+// listening reports whether the channel reads on its own, now or when it can.
+func (s *localChannel) listening() bool { return s.at == streamOpen && s.wantRead && !s.inputShut }
+
+// waitForUnheard is that of a stream.
+func (s *localChannel) waitForUnheard() {
+	s.closeMoved = s.moved
+	s.grace = s.Loop().Schedule(s.cfg.CloseTimeout, func() {
+		if s.listening() && s.moved != s.closeMoved {
+			s.waitForUnheard()
+		} else {
+			s.graceOver()
+		}
+	})
+}
+
+// heardInDrain goes on with a drain that waits for the peer, if it has heard what it has
+// waited for.
+func (s *localChannel) heardInDrain() {
+	switch {
+	case s.grace == nil:
+	case s.unheard > 0 && s.listening():
+		s.grace.Stop()
+		s.waitForUnheard()
+	default:
+		s.graceOver()
+	}
+}
+
+// graceOver goes on with a drain that has waited for the peer.
 func (s *localChannel) graceOver() {
 	if s.grace != nil {
 		s.grace.Stop()

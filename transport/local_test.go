@@ -593,3 +593,34 @@ func TestLocalWithoutPoller(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a peer had sent before a drain is read, however many turns that takes; when it is not
+// because the channel cannot read, the drain goes on after a time without progress.
+func TestLocalDrainReadsWhatHasCome(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		p := newLocalPair(t, Config{}, Config{ReadsPerTurn: 3})
+		s := p.b.ch.(*localChannel)
+		p.man.Enter(func() {
+			for range 40 {
+				p.a.ch.Write("x")
+			}
+			p.a.ch.Flush()
+			s.paused = paused // as one of a server's that is not writable
+			if err := s.Loop().Submit((*localDrain)(s)); err != nil {
+				t.Fatal(err)
+			}
+		})
+		p.run()
+		want := 40
+		if paused {
+			if want = 0; !s.Open() {
+				t.Error("closed at once with something unread")
+			}
+			p.man.Advance(s.cfg.CloseTimeout)
+			p.run()
+		}
+		if got := len(p.b.text(t)); got != want || s.Open() {
+			t.Errorf("paused %v: got %d messages, open %v; want %d and false", paused, got, s.Open(), want)
+		}
+	}
+}

@@ -102,6 +102,13 @@ func (l *lane) take() (p parcel, ended bool) {
 	return p, false
 }
 
+// unread returns how many messages the receiver has not taken yet.
+func (l *lane) unread() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int(l.msgs.n)
+}
+
 // worth reports whether the receiver, which reads or does not, is to look at once; it
 // counts as told then.
 func (l *lane) worth(reading bool) bool {

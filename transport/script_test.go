@@ -147,11 +147,18 @@ func (k *script) sendfileAt(file int, off int64, n int) (int, error) {
 func (k *script) cached(int, int64) (bool, error) { return !k.cold, nil }
 func (k *script) socketError() error              { return k.pending }
 func (k *script) unfinished() bool                { return k.left }
-func (k *script) shutdownWrite() error            { k.shut = true; return nil }
-func (k *script) disconnect()                     { k.disconnects++ }
-func (k *script) closeSleeps() bool               { return k.sleeps }
-func (k *script) reset()                          { k.resets++ }
-func (k *script) close()                          { k.closes++ }
+func (k *script) unread() int {
+	n := 0
+	for _, s := range k.in {
+		n += len(s.data)
+	}
+	return n
+}
+func (k *script) shutdownWrite() error { k.shut = true; return nil }
+func (k *script) disconnect()          { k.disconnects++ }
+func (k *script) closeSleeps() bool    { return k.sleeps }
+func (k *script) reset()               { k.resets++ }
+func (k *script) close()               { k.closes++ }
 
 // scriptSocket is a script with the methods of a socket.
 type scriptSocket struct{ *script }

@@ -23,6 +23,8 @@ type socket interface {
 	// unfinished reports whether there are bytes in the kernel, in either direction,
 	// that a close would lose.
 	unfinished() bool
+	// unread returns how many bytes have come and were not read, 0 if that is not known.
+	unread() int
 	shutdownWrite() error
 	// disconnect ends the connection and leaves the descriptor open: the peer is told by a
 	// reset, if there is such a thing, and the kernel drops what it holds.
@@ -58,12 +60,19 @@ func (s *fdSocket) cached(file int, off int64) (bool, error) { return sys.Cached
 func (s *fdSocket) socketError() error { return sys.SocketError(int(s.fd)) }
 
 func (s *fdSocket) unfinished() bool {
-	in, err := sys.Unread(int(s.fd))
-	if err == nil && in > 0 {
+	if s.unread() > 0 {
 		return true
 	}
 	out, err := sys.Unsent(int(s.fd))
 	return err == nil && out > 0
+}
+
+func (s *fdSocket) unread() int {
+	n, err := sys.Unread(int(s.fd))
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func (s *fdSocket) shutdownWrite() error { return sys.ShutdownWrite(int(s.fd)) }

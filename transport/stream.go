@@ -86,7 +86,8 @@ type rareState struct {
 	abandon    func()             // ends a closed channel for its user before its Ops have ended; nil without
 	stateOwed  bool               // the loop's state is to be released when they have
 	zc         *zeroCopy          // nil until something has been sent by MSG_ZEROCOPY
-	grace      *eventloop.Timer   // of a drain, see drainGrace
+	grace      *eventloop.Timer   // of a drain that waits for what the peer has to say
+	unheard    int                // what it had sent when that began and has not been read
 
 	from, into *way    // of the relay that the channel is in, or was
 	pipe       pipe    // with out.piped bytes
@@ -392,8 +393,11 @@ func (s *stream) readTurn(ending bool) {
 		s.fail("read", failure)
 	case eof:
 		s.inputEnded()
+		if s.at == streamOpen {
+			s.graceOver()
+		}
 	case total > 0 && s.rare != nil:
-		s.graceOver()
+		s.heardInDrain(total)
 	}
 }
 

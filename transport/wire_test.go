@@ -217,6 +217,8 @@ func (w *wire) socketError() error {
 
 func (w *wire) closeSleeps() bool { return false }
 
+func (w *wire) unread() int { return len(w.in) }
+
 func (w *wire) unfinished() bool { return !w.dead && (len(w.in) > 0 || w.acked < len(w.out)) }
 
 func (w *wire) shutdownWrite() error {

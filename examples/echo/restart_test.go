@@ -18,7 +18,8 @@ import (
 )
 
 // A new server takes the place of an old one, again and again, while clients come and
-// go: all of them are served, by the one or the other.
+// go: all of them are served, by the one or the other. Who has been there for long, and has
+// an answer under way when the old one is told to end, gets the whole of it, then the end.
 func TestRestartUnderLoad(t *testing.T) {
 	process.LinuxOnly(t)
 	for _, network := range []string{"tcp", "unix"} {
@@ -64,8 +65,31 @@ func TestRestartUnderLoad(t *testing.T) {
 			}
 			for range 5 {
 				before := served.Load()
+				var stay []net.Conn
+				for range 3 {
+					c := dialSlow(t, l.Addr())
+					roundTrip(t, c, "hello")
+					stay = append(stay, c)
+				}
 				next := process.StartOn(t, f)
-				s.Stop() // SIGTERM, and a good end: that is all
+				asked := random(32<<10, 7) // one write, which arrives as one
+				for _, c := range stay {
+					roundTrip(t, c, "still there?")
+					if _, err := c.Write(asked); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.Signal(syscall.SIGTERM) // and a good end: that is all
+				s.WaitLog("draining")
+				for _, c := range stay {
+					if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, asked[1:]) {
+						t.Errorf("an answer that was under way: got %d bytes more, %v; want %d and the end", len(got), err, len(asked)-1)
+					}
+				}
+				s.Ended()
 				s = next
 				for end := time.Now().Add(process.Patience); served.Load() < before+100; {
 					if t.Failed() || time.Now().After(end) {
@@ -89,6 +113,21 @@ func TestRestartUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// dialSlow connects to a server that has more to send soon than its peer has room for.
+func dialSlow(t *testing.T, addr net.Addr) net.Conn {
+	t.Helper()
+	d := net.Dialer{Timeout: process.Patience, Control: process.SmallReceiveBuffer}
+	c, err := d.Dial(addr.Network(), addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(process.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // visit connects, says something, hears it, and leaves.
