@@ -810,6 +810,11 @@ func shutSocket(t *testing.T, ch pipeline.Channel, how int) {
 // would turn its loop without rest, reads what has come before, and closes by an error, as
 // soon as it is to read.
 func TestDatagramSocketShutDown(t *testing.T) {
+	g, err := eventloop.Acquire() // whose loops outlive their only channel
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
 	for _, network := range []string{"udp", "unixgram"} {
 		for _, dialed := range []bool{false, true} {
 			for name, how := range map[string]int{"reading": syscall.SHUT_RD, "both": syscall.SHUT_RDWR} {
