@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,38 +16,6 @@ import (
 
 	"github.com/runnel-io/runnel/examples/internal/process"
 )
-
-// waitAsleep waits until so many of the server's threads sleep in a system call on the
-// slow disk: nothing else is waited for where no signal is heard.
-func waitAsleep(t *testing.T, s *process.Server, call, want int) {
-	t.Helper()
-	for end := time.Now().Add(process.Patience); ; runtime.Gosched() {
-		got := 0
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", s.Pid()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, thread := range threads {
-			stat, err := os.ReadFile(filepath.Join(thread, "stat"))
-			if err != nil || !bytes.Contains(stat, []byte(") D ")) {
-				continue // it may have ended
-			}
-			in, err := os.ReadFile(filepath.Join(thread, "syscall"))
-			if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-				t.Skip("the kernel does not say what a thread waits for:", err)
-			}
-			if bytes.HasPrefix(in, fmt.Appendf(nil, "%d ", call)) {
-				got++
-			}
-		}
-		if got == want {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("got %d threads that wait for the disk, want %d", got, want)
-		}
-	}
-}
 
 // sameHash reports whether a file has the content.
 func sameHash(t *testing.T, name string, want []byte) {
@@ -88,10 +55,10 @@ func answerOf(t *testing.T, who string, c net.Conn, want string) {
 // on the one loop of the server others come, and are answered if their files are on
 // another disk. Afterwards all goes on as if nothing had been.
 func TestSlowDisk(t *testing.T) {
-	disk := newSlowDisk(t)
+	disk := process.NewSlowDisk(t)
 	elsewhere := t.TempDir()
 	dir := filepath.Join(t.TempDir(), "dir")
-	point(t, dir, disk.dir)
+	point(t, dir, disk.Dir)
 	s := start(t, dir, "-loops", "1")
 
 	// Two are in the middle of their files.
@@ -100,14 +67,14 @@ func TestSlowDisk(t *testing.T) {
 	if _, err := long.Write(content[:1]); err != nil {
 		t.Fatal(err)
 	}
-	waitFile(t, s, filepath.Join(disk.dir, "conn-1.part"), 1)
+	waitFile(t, s, filepath.Join(disk.Dir, "conn-1.part"), 1)
 	resets := s.Dial()
 	if _, err := io.WriteString(resets, "before"); err != nil {
 		t.Fatal(err)
 	}
 	part := ""
 	for end := time.Now().Add(process.Patience); part == ""; upload(t, s, nil) {
-		for _, name := range parts(t, disk.dir) {
+		for _, name := range parts(t, disk.Dir) {
 			if info, err := os.Stat(name); err == nil && info.Size() == 6 {
 				part = name
 			}
@@ -117,17 +84,17 @@ func TestSlowDisk(t *testing.T) {
 		}
 	}
 
-	disk.freeze()
+	disk.Freeze()
 	sent := make(chan error, 1)
 	go func() {
 		_, err := long.Write(content[1:])
 		sent <- err
 	}()
-	waitAsleep(t, s, syscall.SYS_SPLICE, 1)
+	s.WaitAsleep(process.CallSplice, 1)
 	if _, err := io.WriteString(resets, " after"); err != nil {
 		t.Fatal(err)
 	}
-	waitAsleep(t, s, syscall.SYS_SPLICE, 2)
+	s.WaitAsleep(process.CallSplice, 2)
 	resets.(*net.TCPConn).SetLinger(0)
 	resets.Close()
 
@@ -149,31 +116,31 @@ func TestSlowDisk(t *testing.T) {
 	}
 
 	// The disk is still the one for those who come now, who wait for their files.
-	point(t, dir, disk.dir)
+	point(t, dir, disk.Dir)
 	late := s.Dial()
 	if _, err := io.WriteString(late, "late"); err != nil {
 		t.Fatal(err)
 	}
 	process.CloseWrite(t, late)
-	waitAsleep(t, s, syscall.SYS_OPENAT, 1)
+	s.WaitAsleep(process.CallOpen, 1)
 	select {
 	case err := <-sent:
 		t.Errorf("all has been taken (%v) while the disk took nothing", err)
 	default: // the sender is held up
 	}
 
-	disk.thaw()
+	disk.Thaw()
 	if err := <-sent; err != nil {
 		t.Error("sending:", err)
 	}
 	process.CloseWrite(t, long)
 	answerOf(t, "long", long, fmt.Sprintf("OK: %d\n", len(content)))
-	sameHash(t, filepath.Join(disk.dir, "conn-1.bin"), content)
+	sameHash(t, filepath.Join(disk.Dir, "conn-1.bin"), content)
 	answerOf(t, "late", late, "OK: 4\n")
 	if line := s.WaitLog("not recorded"); !strings.Contains(line, filepath.Base(part)) || !strings.Contains(line, "reset") {
 		t.Errorf("log: got %q", line)
 	}
-	if got := parts(t, disk.dir); len(got) != 1 || got[0] != part {
+	if got := parts(t, disk.Dir); len(got) != 1 || got[0] != part {
 		t.Errorf("part files: got %v, want %v", got, part)
 	}
 	if got, err := os.ReadFile(part); err != nil || !strings.HasPrefix("before after", string(got)) || len(got) < 6 {
@@ -186,23 +153,23 @@ func TestSlowDisk(t *testing.T) {
 // drain is over. The process itself the kernel keeps until the disk answers; then it ends
 // well, and what could not be finished stays a part.
 func TestSlowDiskDrain(t *testing.T) {
-	disk := newSlowDisk(t)
-	s := start(t, disk.dir, "-loops", "1", "-drain", "100ms")
+	disk := process.NewSlowDisk(t)
+	s := start(t, disk.Dir, "-loops", "1", "-drain", "100ms")
 	writing := s.Dial()
 	if _, err := io.WriteString(writing, "before"); err != nil {
 		t.Fatal(err)
 	}
-	waitFile(t, s, filepath.Join(disk.dir, "conn-1.part"), 6)
-	disk.freeze()
+	waitFile(t, s, filepath.Join(disk.Dir, "conn-1.part"), 6)
+	disk.Freeze()
 	if _, err := io.WriteString(writing, " after"); err != nil {
 		t.Fatal(err)
 	}
-	waitAsleep(t, s, syscall.SYS_SPLICE, 1)
+	s.WaitAsleep(process.CallSplice, 1)
 	opening := s.Dial()
 	if _, err := io.WriteString(opening, "opening"); err != nil {
 		t.Fatal(err)
 	}
-	waitAsleep(t, s, syscall.SYS_OPENAT, 1)
+	s.WaitAsleep(process.CallOpen, 1)
 
 	s.Signal(syscall.SIGTERM)
 	for who, c := range map[string]net.Conn{"writing": writing, "opening": opening} {
@@ -212,10 +179,10 @@ func TestSlowDiskDrain(t *testing.T) {
 	}
 	s.WaitLog("drain incomplete")
 
-	disk.thaw()
+	disk.Thaw()
 	s.Ended()
 	var recorded string
-	for _, name := range parts(t, disk.dir) {
+	for _, name := range parts(t, disk.Dir) {
 		got, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

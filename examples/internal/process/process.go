@@ -317,13 +317,10 @@ func (s *Server) Dial() net.Conn {
 	return c
 }
 
-// Pid returns the server's process id.
-func (s *Server) Pid() int { return s.cmd.Process.Pid }
-
 // Descriptors returns how many descriptors the server has open.
 func (s *Server) Descriptors() int {
 	s.t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.Pid()))
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -32,6 +33,11 @@ const (
 	statusFailed = 1 // it could not be done
 	statusUsage  = 2 // it was not said right
 )
+
+// The main thread stays the main goroutine's, which never waits for a disk. Otherwise a
+// worker may run on it, and the kernel gives a signal to the main thread first, even when
+// that sleeps with a disk that does not answer: then nobody hears it.
+func init() { runtime.LockOSThread() }
 
 // Command is a server as a program.
 type Command struct {
