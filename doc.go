@@ -12,6 +12,7 @@
 //	buffer              bytes, and who owns them: Buf, Pool, FileRegion, mapped files
 //	eventloop           loops, tasks, timers, promises, and Offload for what blocks
 //	pipeline            the event model: handlers, Context, Pipeline, Channel
+//	pipeline/handler    handlers that many pipelines need: ChunkedWrite
 //	pipeline/embedded   a channel without I/O on virtual time, to test handlers with
 //	transport           channels over TCP, UDP and Unix sockets: Server, Dialer, Config
 //	transport/sockopt   the options of a live socket, TCP_INFO, peer credentials
