@@ -643,3 +643,113 @@ func TestAddressesInTurn(t *testing.T) {
 		}
 	}
 }
+
+// dgramConnectSocket is the socket of a channel of datagrams that a connectScript has
+// connected.
+type dgramConnectSocket struct {
+	*dgramScript
+	k *connectScript
+	s *dgram
+}
+
+func (s dgramConnectSocket) close() {
+	s.dgramScript.close()
+	s.k.close(int(s.s.fd.fd))
+}
+
+// connectDatagrams connects a channel of datagrams to the addresses, and looks at what is left
+// when it has ended. It returns how often the channel was active, and the outcome.
+func connectDatagrams(t *testing.T, k *connectScript, addrs ...string) (active int, result error) {
+	t.Helper()
+	cfg, err := Config{}.check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := eventloop.NewManual()
+	s := newDgram(&cfg, m.Loop(), -1, nil)
+	s.sock = dgramConnectSocket{&dgramScript{t: t}, k, s}
+	x := &connectRig{k: k, rec: &rig{t: t}}
+	if k.control != nil {
+		control := k.control
+		k.control = func() { k.control = nil; control(); s.Reset() }
+	}
+	var list []net.Addr
+	for _, a := range addrs {
+		list = append(list, literal("udp", a)...)
+	}
+	var results []error
+	m.Enter(func() {
+		d := &Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, Init: x.init()}
+		d.connect(s, list, time.Time{}, func(err error) { results = append(results, err) })
+	})
+	m.RunUntilIdle()
+	if len(results) != 1 || len(x.promised) != 1 {
+		t.Fatalf("got outcomes %v of promises %v, want one each", results, x.promised)
+	}
+	if results[0] == nil && len(k.open) != 1 || results[0] != nil && (len(k.open) != 0 || !s.over()) {
+		t.Errorf("got %v with open sockets %v, over %v", results[0], k.open, s.over())
+	}
+	m.Enter(s.Reset)
+	m.RunUntilIdle()
+	if n := m.Loop().Metrics(); n.TimersArmed != 0 || n.Registrations != 0 || len(k.open) != 0 {
+		t.Errorf("at the end: got %d timers, %d registrations, open sockets %v; want none", n.TimersArmed, n.Registrations, k.open)
+	}
+	m.Close()
+	for _, ev := range x.rec.log {
+		switch {
+		case ev == "active":
+			active++
+		case strings.HasPrefix(ev, "error"):
+			t.Errorf("a connect that fails is told to who dials, and to no handler: got %q", x.rec.log)
+		}
+	}
+	return active, results[0]
+}
+
+// Every error in every call of the connect of a channel of datagrams has that address fail;
+// without another one it is the outcome.
+func TestFaultsOfDatagramConnect(t *testing.T) {
+	for _, call := range []string{"socket", "setsockopt", "bind", "connect", "getsockname", "getpeername"} {
+		for _, e := range connectErrors {
+			t.Run(fmt.Sprintf("%v in %s", e, call), func(t *testing.T) {
+				for _, lasts := range []bool{false, true} {
+					k := newConnectScript(t)
+					hits := 0
+					k.fault = func(_ int, name string) error {
+						if name != call || hits > 0 && !lasts {
+							return nil
+						}
+						hits++
+						return os.NewSyscallError(call, e)
+					}
+					active, err := connectDatagrams(t, k, refusing, taking)
+					names := call == "getsockname" || call == "getpeername" // which nothing depends on
+					if want := !lasts || names; (err == nil) != want || (active == 1) != want {
+						t.Errorf("lasting %v: got %v, active %d times; want a connection %v", lasts, err, active, want)
+					}
+					var op *OpError
+					if err != nil && (!errors.As(err, &op) || op.Op != "connect" || op.Addr.String() != refusing || !errors.Is(err, e)) {
+						t.Errorf("got %v, want a connect *OpError of %v to the first address", err, e)
+					}
+					if all := hits == 2; all != (lasts && !names) || hits == 0 {
+						t.Errorf("lasting %v: got %d faults", lasts, hits)
+					}
+				}
+			})
+		}
+	}
+	for _, also := range []error{nil, errPipe} {
+		k := newConnectScript(t)
+		k.control = func() {}
+		k.fault = func(_ int, call string) error {
+			if call == "setsockopt" {
+				return also
+			}
+			return nil
+		}
+		active, err := connectDatagrams(t, k, refusing, taking)
+		if !errors.Is(err, pipeline.ErrReset) || active != 0 || len(k.tried) != 0 || k.next != scriptFD+1 {
+			t.Errorf("closed while options are set: got %v, active %d times, %d sockets; want it reset at the first", err, active, k.next-scriptFD)
+		}
+	}
+}
