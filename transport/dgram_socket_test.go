@@ -810,11 +810,7 @@ func shutSocket(t *testing.T, ch pipeline.Channel, how int) {
 // would turn its loop without rest, reads what has come before, and closes by an error, as
 // soon as it is to read.
 func TestDatagramSocketShutDown(t *testing.T) {
-	g, err := eventloop.Acquire() // whose loops outlive their only channel
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer g.Release()
+	g := newGroup(t, eventloop.GroupConfig{Loops: 1}) // which does not end with the only channel
 	for _, network := range []string{"udp", "unixgram"} {
 		for _, dialed := range []bool{false, true} {
 			for name, how := range map[string]int{"reading": syscall.SHUT_RD, "both": syscall.SHUT_RDWR} {
@@ -851,13 +847,13 @@ func TestDatagramSocketShutDown(t *testing.T) {
 						cfg := Config{ManualRead: paused}
 						var ch pipeline.Channel
 						if dialed {
-							d := &Dialer{Init: init, Config: cfg}
+							d := &Dialer{Group: g, Init: init, Config: cfg}
 							if network == "unixgram" {
 								d.LocalAddr = &net.UnixAddr{Name: local, Net: network}
 							}
 							ch, err = d.Dial(t.Context(), network, peer.LocalAddr().String())
 						} else {
-							ch, err = serve(t, &Server{Init: init, Config: cfg}, network, local), nil
+							ch, err = serve(t, &Server{Group: g, Init: init, Config: cfg}, network, local), nil
 						}
 						if err != nil {
 							t.Fatal(err)
