@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -50,8 +51,8 @@ type dgramWire struct {
 }
 
 var (
-	dgramPeer     = netip.MustParseAddrPort("192.0.2.7:7")
-	dgramStranger = netip.MustParseAddrPort("192.0.2.8:8")
+	wirePeer     = netip.MustParseAddrPort("192.0.2.7:7")
+	wireStranger = netip.MustParseAddrPort("192.0.2.8:8")
 )
 
 // call notes a call and returns what is wrong with it.
@@ -91,9 +92,9 @@ func (w *dgramWire) receive(in *dgramSlots, n, max int) (int, error) {
 		case w.x.kind == boundDgram:
 			s.name = "peer"
 		case w.x.kind == udpDgram && w.x.strange(id):
-			s.addr = dgramStranger // it had come before the socket was connected
+			s.addr = wireStranger // it had come before the socket was connected
 		case w.x.kind == udpDgram:
-			s.addr = dgramPeer
+			s.addr = wirePeer
 		}
 	}
 	w.in = w.in[n:]
@@ -139,6 +140,18 @@ func (w *dgramWire) send(q *dgramQueue, n int, _ *dgramParts) (int, error) {
 	}
 	return min(n, limit), nil
 }
+
+func (w *dgramWire) connect(net.Addr) error {
+	_, err := w.call("connect")
+	return err
+}
+
+func (w *dgramWire) disconnect() error {
+	_, err := w.call("disconnect")
+	return err
+}
+
+func (w *dgramWire) addresses(bool) (local, remote net.Addr) { return nil, nil }
 
 // socketError takes what makes the socket report an error.
 func (w *dgramWire) socketError() error {
@@ -214,7 +227,7 @@ func newDgramWireRig(t *testing.T, kind dgramKind, cfg Config) *dgramWireRig {
 	x.s = newDgram(&c, x.m.Loop(), scriptFD, nil)
 	x.s.unix, x.s.connected = kind != udpDgram, kind != boundDgram
 	if kind == udpDgram {
-		x.s.peer = dgramPeer
+		x.s.peer = dgramPeer{addr: wirePeer}
 	}
 	if kind == boundDgram {
 		var srv Server
