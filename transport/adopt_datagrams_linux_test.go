@@ -1,14 +1,19 @@
 package transport
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/runnel-io/runnel/buffer"
+	"github.com/runnel-io/runnel/eventloop"
 	"github.com/runnel-io/runnel/pipeline"
 )
 
@@ -124,6 +129,104 @@ func TestAdoptDatagrams(t *testing.T) {
 					}
 				} else {
 					closeAndWait(t, ch)
+				}
+			})
+		}
+	}
+}
+
+// A datagram socket whose channel does not come to life, for whatever reason, is closed,
+// once: whoever gets the number of its descriptor next keeps it. The error is told, and
+// nothing is left of it in the server, the loop or the group.
+func TestAdoptDatagramsThatCannotStart(t *testing.T) {
+	broken := errors.New("broken")
+	for _, tt := range []struct {
+		name string
+		init func(pipeline.Channel) error
+		want error
+	}{
+		{"Init fails", func(pipeline.Channel) error { return broken }, broken},
+		{"Init fails late", func(ch pipeline.Channel) error {
+			ch.Write(&Datagram{Content: pooled("never"), Name: "@nobody"})
+			if err := ch.Pipeline().Add(make(inbox, 1)); err != nil {
+				return err
+			}
+			return broken
+		}, broken},
+		{"Init panics", func(pipeline.Channel) error { panic(broken) }, nil},
+		{"Init ends its goroutine", func(pipeline.Channel) error { runtime.Goexit(); return nil }, pipeline.ErrGoexit},
+		{"Init closes", func(ch pipeline.Channel) error { ch.Close(); return nil }, pipeline.ErrClosed},
+		{"a handler closes", with(pipeline.OnActive(func(c *pipeline.Context) error { c.Channel().Reset(); return nil })), pipeline.ErrClosed},
+		{"the loops have ended", func(pipeline.Channel) error { t.Error("Init is called"); return nil }, nil},
+	} {
+		for _, server := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " by a server ", server), func(t *testing.T) {
+				quiet(t)
+				g, err := eventloop.NewGroup(eventloop.GroupConfig{Loops: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := tt.name == "the loops have ended"
+				if ended {
+					if err := g.Shutdown(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before, live := openFDs(), buffer.Live()
+				fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				other := fds[1]
+				var ch pipeline.Channel
+				srv := &Server{Group: g, Init: tt.init}
+				mine := os.NewFile(uintptr(fds[0]), "mine")
+				if server {
+					ch, err = srv.Adopt(mine)
+				} else {
+					ch, err = (&Dialer{Group: g, Init: tt.init}).Adopt(mine)
+				}
+				var op *OpError
+				if ch != nil || !errors.As(err, &op) || tt.want != nil && !errors.Is(err, tt.want) {
+					t.Errorf("got %v, %v; want an *OpError of %v", ch, err, tt.want)
+				}
+				if _, err := mine.Write(nil); err == nil {
+					t.Error("what was to be adopted is not closed")
+				}
+				// They take the numbers that are free by now.
+				var next [8]int
+				for i := range next {
+					if next[i], err = syscall.Dup(other); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if !ended {
+					if err := g.Shutdown(context.Background()); err != nil {
+						t.Error(err)
+					}
+				}
+				down := make(chan error, 1)
+				go func() { down <- srv.Shutdown(context.Background()) }()
+				if err := await(t, down, "the end of the server"); err != nil {
+					t.Error(err)
+				}
+				if _, err := syscall.Write(other, []byte("x")); err == nil {
+					t.Error("somebody has the socket still")
+				}
+				for _, fd := range append(next[:], other) {
+					if err := syscall.Close(fd); err != nil {
+						t.Errorf("descriptor %d, which was free: %v", fd, err)
+					}
+				}
+				want := before
+				if !ended {
+					want -= 2 // of the loop
+				}
+				if got := openFDs(); got != want {
+					t.Errorf("got %d descriptors, want %d", got, want)
+				}
+				if n := buffer.Live() - live; n != 0 {
+					t.Errorf("live buffers: got %d more than before", n)
 				}
 			})
 		}

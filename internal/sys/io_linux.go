@@ -274,6 +274,8 @@ func Pipe() (r, w int, err error) {
 func Close(fd int) error {
 	raceRelease()
 	err := unix.Close(fd)
+	// The next one of the same number would have been closed, had there been one by now.
+	invariant.Check(err != unix.EBADF || fd < 0, "descriptor closed that is not open")
 	if err == unix.EINTR {
 		return nil // Linux has closed it; again would close somebody else's
 	}
