@@ -245,6 +245,31 @@ func TestInactive(t *testing.T) {
 	}
 }
 
+// A flush before the channel is active is one of what was written by then, when it is.
+func TestFlushBeforeActive(t *testing.T) {
+	ch := embedded.NewTest(t, embedded.Config{Inactive: true, ManualFlush: true})
+	done := false
+	ch.Do(func() {
+		ch.WriteThen("flushed", func(error) { done = true })
+		ch.Flush()
+		ch.Write("not yet")
+	})
+	if got := ch.ReadOutbound(); got != nil || done {
+		t.Errorf("before it is active: got %v, complete %v; want nothing", got, done)
+	}
+	ch.Activate()
+	if got := ch.ReadOutbound(); got != "flushed" || !done {
+		t.Errorf("once it is active: got %v, complete %v; want what was flushed", got, done)
+	}
+	if got := ch.ReadOutbound(); got != nil {
+		t.Errorf("got %v, which was not flushed", got)
+	}
+	ch.Do(ch.Flush)
+	if got := ch.ReadOutbound(); got != "not yet" {
+		t.Errorf("got %v, want what was flushed now", got)
+	}
+}
+
 // The sending side closes behind the queue; reading goes on.
 func TestCloseWrite(t *testing.T) {
 	ch := embedded.NewTest(t, embedded.Config{})

@@ -26,6 +26,7 @@ var exchangeTests = []test{
 	{name: "empty messages complete in order", run: emptyMessages},
 	{name: "a written message is released when it has left", run: released},
 	{name: "writes before the channel is active leave first", run: earlyWrites},
+	{name: "2.10 a flush before the channel is active waits, for what was written by then", run: earlyFlush},
 }
 
 // echoes sends n bytes in messages of up to size bytes to an echo.
@@ -208,6 +209,38 @@ func earlyWrites(f *fixture) {
 	want := []byte("added init registered active ")
 	a.wantData(want)
 	d.wantData(want)
+}
+
+func earlyFlush(f *fixture) {
+	a, d := f.end(transport.Config{ManualFlush: true}), f.end(transport.Config{ManualFlush: true})
+	w := f.expect(2)
+	early := func(ch pipeline.Channel) error {
+		then := w.then()
+		ch.WriteThen("flushed ", func(err error) {
+			if !ch.Active() {
+				f.Error("a write is complete before the channel is active")
+			}
+			then(err)
+		})
+		ch.Flush()
+		ch.Write("and not")
+		return nil
+	}
+	a.setUp, d.setUp = early, early
+	f.connect(a, d)
+	for _, e := range []*end{a, d} {
+		e.wantData([]byte("flushed "))
+	}
+	w.wantNone()
+	f.settle()
+	for _, e := range []*end{a, d} {
+		e.wantData([]byte("flushed "))
+	}
+	a.ch.Flush()
+	d.ch.Flush()
+	for _, e := range []*end{a, d} {
+		e.wantData([]byte("flushed and not"))
+	}
 }
 
 // What Netty's suite has as SocketFileRegionTest.

@@ -5,6 +5,12 @@
 // Start with [Run], in a test of the package that makes the channels. It compares
 // the descriptors, goroutines and buffers of the process before and after each test,
 // so nothing else may run beside it.
+//
+// Embedded channels are not among those that it can run over: they have no peer, no end of
+// the peer's stream and no reset, hand messages on as they are, and their loop runs only in
+// the calls of their test, where the suite waits for loops that run by themselves. What of
+// it is about the pipeline and not about a transport is tested over them as well, beside
+// TCP and Unix channels, in contract_test.go of package pipeline.
 package transporttest
 
 import (
