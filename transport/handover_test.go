@@ -358,6 +358,7 @@ func TestHandOverWithRequestsUnderWay(t *testing.T) {
 				}
 			}
 			stopAll()
+			wg.Wait() // before the successor ends, and with it the socket
 		})
 	}
 }
