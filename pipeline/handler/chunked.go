@@ -23,7 +23,8 @@ import (
 // what leaves: two chunks are in memory at most, whatever the size of the file. What is
 // written behind a region waits for it, and so do Close and CloseWrite. While more than 64
 // KiB wait here, what is left of files included, the channel is not writable, by a reason
-// of its own. Who has asked for the completion of a region, or its progress, is told as if
+// of its own. With Config.ManualFlush a chunk does not wait for a Flush, what is written
+// behind the region does. Who has asked for the completion of a region, or its progress, is told as if
 // the transport had sent it.
 //
 // A file that is shorter than its region fails the write with a *fs.PathError that matches
@@ -97,6 +98,7 @@ type heldOp uint8
 
 const (
 	heldWrite heldOp = iota
+	heldFlush
 	heldClose
 	heldCloseWrite
 )
@@ -127,6 +129,16 @@ func (w *chunkedWrite) HandleWrite(c *pipeline.Context, msg any, p *eventloop.Pr
 		msg = string(b) // it is the caller's again
 	}
 	w.hold(c, held{op: heldWrite, msg: msg, p: p})
+	return nil
+}
+
+// HandleFlush implements pipeline.FlushHandler: what has been passed on leaves now, and the
+// rest of what was written before it when it is passed on.
+func (w *chunkedWrite) HandleFlush(c *pipeline.Context) error {
+	c.Flush()
+	if n := len(w.queue); !w.gone && n > 0 && w.queue[n-1].op != heldFlush {
+		w.hold(c, held{op: heldFlush})
+	}
 	return nil
 }
 
@@ -216,6 +228,8 @@ func (w *chunkedWrite) pass(c *pipeline.Context, h held) {
 	switch h.op {
 	case heldWrite:
 		c.ForwardWrite(h.msg, h.p)
+	case heldFlush:
+		c.Flush()
 	case heldClose:
 		c.ForwardClose(h.p)
 	case heldCloseWrite:
@@ -310,6 +324,7 @@ func (w *chunkedWrite) write(c *pipeline.Context, r *buffer.FileRegion, b *buffe
 		}
 		w.pump(c)
 	})
+	c.Flush() // the next one waits until it has left
 	w.pump(c)
 }
 

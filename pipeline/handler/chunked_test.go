@@ -193,6 +193,33 @@ func TestChunkedWrite_Holds(t *testing.T) {
 	}
 }
 
+// With ManualFlush one Flush is for all that was written before it, and for nothing else.
+func TestChunkedWrite_ManualFlush(t *testing.T) {
+	content := letters(5000)
+	ch := embedded.NewTest(t, embedded.Config{ManualFlush: true}, handler.ChunkedWrite{Size: 1000})
+	ch.Do(func() {
+		ch.Write("head,")
+		ch.Write(region(t, content))
+		ch.Write(",flushed")
+		ch.Flush()
+		ch.Write("not flushed")
+	})
+	var got string
+	until(t, ch, "what was flushed", func() bool {
+		s, _ := sent(ch)
+		got += s
+		return strings.HasSuffix(got, ",flushed")
+	})
+	ch.Run()
+	if s, _ := sent(ch); s != "" || got != "head,"+content+",flushed" {
+		t.Errorf("got %d bytes and then %q, want %d and nothing", len(got), s, 13+len(content))
+	}
+	ch.Do(func() { ch.Flush() })
+	if s, _ := sent(ch); s != "not flushed" {
+		t.Errorf("after a second flush: got %q", s)
+	}
+}
+
 // A file that ends too early is an error, of the write or of the channel, and the channel
 // closes when what there was has left.
 func TestChunkedWrite_FileShrinks(t *testing.T) {
