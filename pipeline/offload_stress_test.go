@@ -9,7 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -831,7 +830,7 @@ func offloadedStress(t *testing.T, network, end string, seed uint64, channels in
 	}
 	addr := "127.0.0.1:0"
 	if network == "unix" {
-		addr = filepath.Join(t.TempDir(), "s")
+		addr = shortPath(t)
 	}
 	l, err := srv.Listen(context.Background(), network, addr)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -81,7 +82,7 @@ func (k kind) with(t *testing.T, handlers ...any) *rig {
 // addr is where a listener of the kind may listen.
 func (k kind) addr(t *testing.T) string {
 	if k.network == "unix" {
-		return filepath.Join(t.TempDir(), "s")
+		return shortPath(t)
 	}
 	return "127.0.0.1:0"
 }
@@ -292,4 +293,16 @@ func openDialed(t *testing.T, k kind, init func(pipeline.Channel) error) (*rig, 
 	r := overConn(t, ch, conn)
 	r.do(func() {})
 	return r, nil
+}
+
+// shortPath returns the path of a Unix socket: those are 107 bytes at most, and a test's own
+// directory has its name in it.
+func shortPath(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "runnel")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return filepath.Join(dir, "s")
 }
