@@ -29,8 +29,8 @@ import (
 //
 // A file that is shorter than its region fails the write with a *fs.PathError that matches
 // io.ErrUnexpectedEOF, any other error of reading with that, and the channel closes when
-// what was read has left: the peer has been promised more. What waits behind it fails with
-// the same error. When the channel closes otherwise it fails with the reason. A handler
+// what was read has left: the peer has been promised more. What waits behind it, or is written
+// later, fails with the same error. When the channel closes otherwise it fails with the reason. A handler
 // that is removed hands on what it has as it is.
 //
 // A transport that closes by itself (at the end of the stream without Config.HalfClose, at
@@ -43,7 +43,7 @@ type ChunkedWrite struct {
 	// before the channel is reset. 0 means 10 s; below 0 it waits for ever.
 	Timeout time.Duration
 	// Reason is the number of the reason by which the channel is not writable, see
-	// pipeline.Channel.SetUserWritable; 0 means 31.
+	// pipeline.Channel.SetUserWritable; 0 means 31. Others than those panic as well.
 	Reason int
 }
 
@@ -65,6 +65,9 @@ func (w ChunkedWrite) NewHandler() any {
 	if w.Timeout == 0 {
 		w.Timeout = 10 * time.Second
 	}
+	if w.Reason < 0 || w.Reason > 31 {
+		panic(fmt.Sprintf("handler: ChunkedWrite.Reason of %d", w.Reason))
+	}
 	if w.Reason == 0 {
 		w.Reason = 31
 	}
@@ -84,7 +87,8 @@ type chunkedWrite struct {
 	out     int    // chunks that have been written and have not left
 	moved   uint64 // how many have left
 	timer   *eventloop.Timer
-	gone    bool // the handler passes everything on: the channel has ended, or it was removed
+	gone    bool  // the handler passes everything on: the channel has ended, or it was removed
+	err     error // why a region was broken off: behind that nothing may leave
 }
 
 // held is an operation that waits behind a region.
@@ -120,6 +124,11 @@ func (h *held) bytes() int64 {
 
 // HandleWrite implements pipeline.WriteHandler.
 func (w *chunkedWrite) HandleWrite(c *pipeline.Context, msg any, p *eventloop.Promise) error {
+	if w.err != nil {
+		buffer.Release(msg)
+		p.Complete(w.err)
+		return nil
+	}
 	_, region := msg.(*buffer.FileRegion)
 	if w.gone || !region && len(w.queue) == 0 {
 		c.ForwardWrite(msg, p)
@@ -330,7 +339,7 @@ func (w *chunkedWrite) write(c *pipeline.Context, r *buffer.FileRegion, b *buffe
 
 // end closes a channel whose peer does not get all of a region.
 func (w *chunkedWrite) end(c *pipeline.Context, err error) {
-	w.gone = true
+	w.gone, w.err = true, err
 	w.drop(c, err)
 	w.settle(c)
 	c.ForwardClose(nil)

@@ -254,6 +254,50 @@ func TestChunkedWrite_FileShrinks(t *testing.T) {
 	}
 }
 
+// closeHolder holds every close back.
+type closeHolder struct{ closes []func() }
+
+func (h *closeHolder) HandleClose(c *pipeline.Context, p *eventloop.Promise) error {
+	h.closes = append(h.closes, func() { c.ForwardClose(p) })
+	return nil
+}
+
+// Nothing leaves behind a file that was broken off, also while the close is held back.
+func TestChunkedWrite_NothingBehindAGap(t *testing.T) {
+	holder := new(closeHolder)
+	ch := embedded.NewTest(t, embedded.Config{}, holder, handler.ChunkedWrite{Size: 4})
+	var told error
+	ch.Do(func() {
+		ch.WriteThen(buffer.NewFileRegion(fileOf(t, "0123456"), 0, 20), func(err error) { told = err })
+	})
+	until(t, ch, "the close", func() bool { return len(holder.closes) == 1 })
+	var later error
+	ch.Do(func() {
+		ch.WriteThen(buffer.FromString("later"), func(err error) { later = err })
+		ch.Write(region(t, "a file"))
+	})
+	if !errors.Is(told, io.ErrUnexpectedEOF) || !errors.Is(later, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v and, for what is written later, %v; want the unexpected end twice", told, later)
+	}
+	ch.Do(func() { holder.closes[0]() })
+	if got, _ := sent(ch); got != "0123" {
+		t.Errorf("got %q, want what came before the gap", got)
+	}
+}
+
+func TestChunkedWrite_Bad(t *testing.T) {
+	for _, w := range []handler.ChunkedWrite{{Size: -1}, {Size: 1<<30 + 1}, {Reason: -1}, {Reason: 32}} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%+v: got no panic", w)
+				}
+			}()
+			w.NewHandler()
+		}()
+	}
+}
+
 // A Close waits for the file, also for the one of its completion, but not for ever.
 func TestChunkedWrite_Close(t *testing.T) {
 	for _, stuck := range []bool{false, true} {
